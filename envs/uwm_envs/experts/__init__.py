@@ -1,0 +1,1 @@
+"""Scripted experts for the robosuite tasks; `motion.py` is what they share, one file per task besides."""

@@ -1,0 +1,242 @@
+"""robosuite table-top tasks as gymnasium environments: Panda arm, pose deltas at 20 Hz, upright images.
+
+A tick:
+
+    action --> controller goal --> 25 x (controller torque, 2 ms of physics) --> proprio, images, success
+
+Observations describe the end of the tick. (robosuite's own sensors sample at its first physics step, so they
+are one tick old; they are switched off here.)
+"""
+
+import numpy as np
+import gymnasium
+from gymnasium import spaces
+
+from uwm_envs import simulator, tasks
+from uwm_envs.render import CameraRenderer, profile_named
+
+RATE_HZ = 20
+ACTION_NAMES = ("dx", "dy", "dz", "rx", "ry", "rz", "gripper")
+ACTION_UNITS = ("0.05 m", "0.05 m", "0.05 m", "0.5 rad", "0.5 rad", "0.5 rad", "-1 opens, +1 closes")
+CONVENTION = (
+    "robosuite 1.5 OSC_POSE: change of the gripper's pose from where it is now, in the robot base frame "
+    "(x forward, y left, z up), translation in units of 0.05 m, rotation vector in units of 0.5 rad; "
+    "gripper by its sign, -1 opens, +1 closes, 0 holds; one action per 50 ms"
+)
+PROPRIO_NAMES = (
+    *("eef_x", "eef_y", "eef_z"),
+    *("eef_r00", "eef_r10", "eef_r20", "eef_r01", "eef_r11", "eef_r21"),
+    *("finger_left", "finger_right"),
+)
+PROPRIO_UNITS = ("m (world)",) * 3 + ("rotation matrix entry, first two columns",) * 6 + ("m",) * 2
+_PROPRIO_LIMIT = np.array([3.0] * 3 + [1.0] * 6 + [0.05] * 2, dtype=np.float32)
+
+_CAMERAS = {"wrist": "robot0_eye_in_hand"}
+
+
+class Manipulation(gymnasium.Env):
+    """One robosuite task.
+
+    Observation: a dict with each camera as uint8 (image_size, image_size, 3), upright, and "proprio" as float32 (11,):
+    gripper position (3, metres, world frame), the first two columns of its rotation matrix (6), finger joints (2, metres).
+    Action: float32 (7,) in [-1, 1], see CONVENTION. Reward 1.0 on success, else 0.0. Ends on success, is cut at
+    `max_steps` ticks. Raises ValueError for an action that is not finite, out of range or of another shape.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": RATE_HZ}
+
+    def __init__(self, task, cameras=("agentview", "wrist"), image_size=64, render="fast", max_steps=None, render_mode=None):
+        self._task = tasks.task_named(task)
+        self._profile = profile_named(render)
+        self._profile_name = render
+        self._cameras = tuple(cameras)
+        self._image_size = int(image_size)
+        self._max_steps = int(max_steps or self._task.max_steps)
+        self.render_mode = render_mode
+        self._renderer = None
+        self._sim_env = _construct(self._task)
+        self._check_cameras()
+        self._tick = 0
+        self.action_space = spaces.Box(-1.0, 1.0, (len(ACTION_NAMES),), np.float32)
+        self.observation_space = self._observation_space()
+
+    # -- gymnasium --------------------------------------------------------------------------------------------------
+
+    def reset(self, *, seed=None, options=None):
+        """Begin an episode; the same seed gives the same episode in any process and after any history."""
+        super().reset(seed=seed)
+        self._assign_generator()
+        self._sim_env.reset()
+        self._tick = 0
+        self._refresh()
+        return self._observe(), {"success": self._succeeded()}
+
+    def step(self, action):
+        action = self._checked(action)
+        self._advance(action)
+        self._tick += 1
+        self._refresh()
+        success = self._succeeded()
+        truncated = self._tick >= self._max_steps
+        return self._observe(), float(success), success, truncated and not success, {"success": success}
+
+    def render(self):
+        """The first camera's frame (agentview when there is none), uint8, upright."""
+        return self._frame(self._cameras[0] if self._cameras else "agentview")
+
+    def close(self):
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+        if self._sim_env is not None:
+            self._sim_env.close()
+            self._sim_env = None
+
+    # -- what experts and analysis may see --------------------------------------------------------------------------
+
+    def privileged(self) -> dict[str, np.ndarray]:
+        """Simulator state that a policy never sees: gripper pose and the task's objects, SI units, world frame."""
+        robot = self._sim_env.robots[0]
+        site = robot.eef_site_id["right"]
+        data = self._data
+        state = {
+            "eef_pos": data.site_xpos[site].copy(),
+            "eef_rot": data.site_xmat[site].reshape(3, 3).copy(),
+            "fingers": data.qpos[self._finger_index].copy(),
+            "base_rot": self._base_rot(),
+        }
+        state.update(self._task.objects(self._sim_env, data))
+        return state
+
+    @property
+    def card(self) -> dict:
+        """What a store or checkpoint must know about this world; JSON-able."""
+        return {
+            "env": self._task.name,
+            "robot": "Panda",
+            "rate_hz": RATE_HZ,
+            "cameras": list(self._cameras),
+            "image_size": self._image_size,
+            "image_orientation": "upright",
+            "render_profile": self._profile_name,
+            "action": {
+                "names": list(ACTION_NAMES),
+                "units": list(ACTION_UNITS),
+                "low": [-1.0] * len(ACTION_NAMES),
+                "high": [1.0] * len(ACTION_NAMES),
+                "convention": CONVENTION,
+            },
+            "proprio": {"names": list(PROPRIO_NAMES), "units": list(PROPRIO_UNITS)},
+            "instruction": self._task.instruction,
+            "max_steps": self._max_steps,
+            "versions": simulator.versions(),
+        }
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _model(self):
+        return self._sim_env.sim.model._model
+
+    @property
+    def _data(self):
+        return self._sim_env.sim.data._data
+
+    @property
+    def _finger_index(self):
+        return self._sim_env.robots[0]._ref_gripper_joint_pos_indexes["right"]
+
+    def _base_rot(self):
+        site = self._sim_env.sim.model.site_name2id("robot0_right_center")
+        return self._data.site_xmat[site].reshape(3, 3).copy()
+
+    def _assign_generator(self) -> None:
+        """Let every random draw of a reset come from this environment's own generator."""
+        self._sim_env.rng = self.np_random
+        sampler = self._sim_env.placement_initializer
+        for part in (sampler, *getattr(sampler, "samplers", {}).values()):
+            part.rng = self.np_random
+
+    def _advance(self, action) -> None:
+        """One tick of control: the goal is set at the first physics step, torques follow at each of the 25."""
+        sim_env = self._sim_env
+        for substep in range(round(1.0 / RATE_HZ / sim_env.model_timestep)):
+            sim_env.sim.step1()
+            sim_env._pre_action(action, policy_step=substep == 0)
+            sim_env.sim.step2()
+
+    def _refresh(self) -> None:
+        """Bring poses and cameras up to the end of the tick without touching anything that physics will read."""
+        import mujoco
+
+        mujoco.mj_kinematics(self._model, self._data)
+        mujoco.mj_comPos(self._model, self._data)
+        mujoco.mj_camlight(self._model, self._data)
+
+    def _succeeded(self) -> bool:
+        return bool(self._sim_env._check_success())
+
+    def _checked(self, action) -> np.ndarray:
+        action = np.asarray(action, dtype=np.float64)
+        if action.shape != self.action_space.shape:
+            raise ValueError(f"action has shape {action.shape}, expected {self.action_space.shape}: {', '.join(ACTION_NAMES)}")
+        bad = np.flatnonzero(~(np.abs(action) <= 1.0))  # NaN compares false, so it is caught here too
+        if bad.size:
+            i = int(bad[0])
+            raise ValueError(
+                f"action[{i}] ({ACTION_NAMES[i]}) is {action[i]}, limits are [-1, 1]; clip or rescale it before step()"
+            )
+        return action
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        observation = {camera: self._frame(camera) for camera in self._cameras}
+        observation["proprio"] = self._proprio()
+        return observation
+
+    def _proprio(self) -> np.ndarray:
+        site = self._sim_env.robots[0].eef_site_id["right"]
+        rotation = self._data.site_xmat[site].reshape(3, 3)
+        values = (self._data.site_xpos[site], rotation[:, 0], rotation[:, 1], self._data.qpos[self._finger_index])
+        # Rounding can carry a cosine to 1 + 1e-16; the declared bounds are exact.
+        return np.clip(np.concatenate(values).astype(np.float32), -_PROPRIO_LIMIT, _PROPRIO_LIMIT)
+
+    def _frame(self, camera) -> np.ndarray:
+        if self._renderer is None:
+            self._renderer = CameraRenderer(self._model, self._image_size, self._profile)
+        return self._renderer.draw(self._data, _CAMERAS.get(camera, camera))
+
+    def _observation_space(self) -> spaces.Dict:
+        image = (self._image_size, self._image_size, 3)
+        members = {camera: spaces.Box(0, 255, image, np.uint8) for camera in self._cameras}
+        members["proprio"] = spaces.Box(-_PROPRIO_LIMIT, _PROPRIO_LIMIT, dtype=np.float32)
+        return spaces.Dict(members)
+
+    def _check_cameras(self) -> None:
+        known = list(self._sim_env.sim.model.camera_names)
+        for camera in self._cameras:
+            if _CAMERAS.get(camera, camera) not in known:
+                raise ValueError(f"no camera {camera!r} in {self._task.name}: expected wrist or one of {', '.join(known)}")
+
+
+def _construct(task):
+    """Build the robosuite environment without its renderer, sensors and time limit."""
+    robosuite = simulator.load_robosuite()
+    sim_env = robosuite.make(
+        task.robosuite_name,
+        robots="Panda",
+        has_renderer=False,
+        has_offscreen_renderer=False,
+        use_camera_obs=False,
+        use_object_obs=False,
+        renderer="mujoco",  # anything else makes robosuite prepare a viewer window
+        control_freq=RATE_HZ,
+        ignore_done=True,
+        # A soft reset keeps the model, so the renderer survives it and a reset costs milliseconds. What is drawn when
+        # the model is built (the size of Lift's cube) is pinned by this seed; poses are drawn anew at every reset.
+        hard_reset=False,
+        seed=0,
+        **task.options,
+    )
+    for observable in sim_env._observables.values():
+        observable.set_enabled(False)
+    return sim_env
