@@ -15,6 +15,10 @@ import importlib
 
 import gymnasium
 
+from uwm_envs.simulator import choose_gl
+
+choose_gl()
+
 # world -> (environment class, its fixed arguments, expert class)
 _WORLDS = {
     "Lift": ("uwm_envs.manipulation:Manipulation", {"task": "Lift"}, "uwm_envs.experts.lift:LiftExpert"),

@@ -13,6 +13,7 @@ import gymnasium
 from gymnasium import spaces
 
 from uwm_envs import simulator, tasks
+from uwm_envs.action_limits import checked_action
 from uwm_envs.render import CameraRenderer, profile_named
 
 RATE_HZ = 20
@@ -72,7 +73,7 @@ class Manipulation(gymnasium.Env):
         return self._observe(), {"success": self._succeeded()}
 
     def step(self, action):
-        action = self._checked(action)
+        action = checked_action(action, self.action_space.low, self.action_space.high)
         self._advance(action)
         self._tick += 1
         self._refresh()
@@ -82,7 +83,7 @@ class Manipulation(gymnasium.Env):
 
     def render(self):
         """The first camera's frame (agentview when there is none), uint8, upright."""
-        return self._frame(self._cameras[0] if self._cameras else "agentview")
+        return self.frame(self._cameras[0] if self._cameras else "agentview")
 
     def close(self):
         if self._renderer is not None:
@@ -135,6 +136,11 @@ class Manipulation(gymnasium.Env):
     # -- inside -----------------------------------------------------------------------------------------------------
 
     @property
+    def sim(self):
+        """robosuite's simulation object, for measurements."""
+        return self._sim_env.sim
+
+    @property
     def _model(self):
         return self._sim_env.sim.model._model
 
@@ -176,20 +182,8 @@ class Manipulation(gymnasium.Env):
     def _succeeded(self) -> bool:
         return bool(self._sim_env._check_success())
 
-    def _checked(self, action) -> np.ndarray:
-        action = np.asarray(action, dtype=np.float64)
-        if action.shape != self.action_space.shape:
-            raise ValueError(f"action has shape {action.shape}, expected {self.action_space.shape}: {', '.join(ACTION_NAMES)}")
-        bad = np.flatnonzero(~(np.abs(action) <= 1.0))  # NaN compares false, so it is caught here too
-        if bad.size:
-            i = int(bad[0])
-            raise ValueError(
-                f"action[{i}] ({ACTION_NAMES[i]}) is {action[i]}, limits are [-1, 1]; clip or rescale it before step()"
-            )
-        return action
-
     def _observe(self) -> dict[str, np.ndarray]:
-        observation = {camera: self._frame(camera) for camera in self._cameras}
+        observation = {camera: self.frame(camera) for camera in self._cameras}
         observation["proprio"] = self._proprio()
         return observation
 
@@ -200,7 +194,8 @@ class Manipulation(gymnasium.Env):
         # Rounding can carry a cosine to 1 + 1e-16; the declared bounds are exact.
         return np.clip(np.concatenate(values).astype(np.float32), -_PROPRIO_LIMIT, _PROPRIO_LIMIT)
 
-    def _frame(self, camera) -> np.ndarray:
+    def frame(self, camera: str) -> np.ndarray:
+        """One frame of any camera of the scene, listed in `cameras` or not: uint8 (image_size, image_size, 3), upright."""
         if self._renderer is None:
             self._renderer = CameraRenderer(self._model, self._image_size, self._profile)
         return self._renderer.draw(self._data, _CAMERAS.get(camera, camera))
