@@ -107,19 +107,22 @@ class CameraRenderer:
 def out_of_view(model, data, camera: int) -> np.ndarray:
     """Which shapes lie wholly outside a camera's square picture: bool (number of geoms,).
 
-    Each shape is taken as its bounding sphere; it is out of view when the sphere lies beyond one of the four side
+    Each shape is taken as the box around it; it is out of view when the box lies wholly beyond one of the four side
     planes of the view pyramid, or behind the camera. The camera looks along its own -z.
 
-            \   o  /     o is in view
-             \    /  x    x is beyond the right plane by more than its radius
+            \\   o  /     o is in view
+             \\    /  x    x is beyond the right plane by more than its extent along the plane's normal
               [cam]
     """
-    centre = (data.geom_xpos - data.cam_xpos[camera]) @ data.cam_xmat[camera].reshape(3, 3)
-    radius = model.geom_rbound * 1.01 + 1e-4
     half_angle = np.deg2rad(model.cam_fovy[camera]) / 2.0
-    beyond_side = np.abs(centre[:, :2]) * np.cos(half_angle) + centre[:, 2:] * np.sin(half_angle)
-    outside = (beyond_side.max(axis=1) > radius) | (centre[:, 2] > radius)
-    return outside & (model.geom_rbound > 0.0)  # planes have no bounding sphere and radius 0
+    c, s = np.cos(half_angle), np.sin(half_angle)
+    normals = np.array([[c, 0, s], [-c, 0, s], [0, c, s], [0, -c, s], [0, 0, 1.0]]) @ data.cam_xmat[camera].reshape(3, 3).T
+    axes = data.geom_xmat.reshape(-1, 3, 3)
+    centre = data.geom_xpos + np.einsum("gij,gj->gi", axes, model.geom_aabb[:, :3])
+    distance = (centre - data.cam_xpos[camera]) @ normals.T
+    extent = np.einsum("gpj,gj->gp", np.abs(normals @ axes), model.geom_aabb[:, 3:] * 1.01 + 1e-4)
+    outside = (distance > extent).any(axis=1)
+    return outside & (model.geom_rbound > 0.0)  # an endless plane has radius 0 here
 
 
 _open_renderers: weakref.WeakSet = weakref.WeakSet()
