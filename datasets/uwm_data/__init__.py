@@ -1,7 +1,26 @@
 """Episodes on disk: a crash-safe zarr v3 store, windows over it, statistics and checks. Knows no model and no simulator."""
 
+from uwm_data.check import Finding, Report, check, main_check, repair
 from uwm_data.errors import StoreError
+from uwm_data.order import shuffled, split_episodes
+from uwm_data.statistics import statistics
 from uwm_data.store import EpisodeStore
 from uwm_data.streams import StreamSpec
+from uwm_data.windows import WindowBatch, Windows, clamp_frames
 
-__all__ = ["EpisodeStore", "StoreError", "StreamSpec"]
+__all__ = [
+    "EpisodeStore",
+    "Finding",
+    "Report",
+    "StoreError",
+    "StreamSpec",
+    "WindowBatch",
+    "Windows",
+    "check",
+    "clamp_frames",
+    "main_check",
+    "repair",
+    "shuffled",
+    "split_episodes",
+    "statistics",
+]

@@ -17,20 +17,21 @@ import errno
 import json
 import os
 import shutil
-import time
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from uwm_data import durable, layout
+from uwm_data.creation import build_store, clear_target
 from uwm_data.errors import StoreError
 from uwm_data.journal import JOURNAL, Episode, Journal, Span, canonical, digest_of, read_journal
-from uwm_data.lock import LOCK_FILE, WriterLock
-from uwm_data.shards import Piece, ShardDamage, Shards
+from uwm_data.lock import WriterLock
+from uwm_data.shards import Piece, ShardDamage
 from uwm_data.streams import StreamSpec, check_episode, check_names
+from uwm_data.wholeness import refuse_missing_shards, unfinished_files
 
 SHARD_BYTES = 8 << 20  # of raw frames: a few MB on disk
 
@@ -42,14 +43,15 @@ class EpisodeStore:
     Pickles and forks: files open lazily in each process. Only the process that opened it for writing may append.
     """
 
-    def __init__(self, path: Path, lock: WriterLock | None = None):
+    def __init__(self, path: Path, lock: WriterLock | None = None, tolerate_missing: bool = False):
         self.path = Path(path)
-        self.streams, self._card, self._shards = layout.read_layout(self.path)
+        self.streams, self._card, self.shards = layout.read_layout(self.path)
         self._lock = lock
-        self._journal = Journal()
+        self.journal = Journal()
         self._clean = False
         self.refresh()
-        _refuse_missing_shards(self)
+        if not tolerate_missing:
+            refuse_missing_shards(self)
         if lock:
             self._drop_unfinished()
 
@@ -71,18 +73,9 @@ class EpisodeStore:
         """
         path = Path(path)
         check_names(streams)
-        old_lock = _clear_target(path, overwrite)
-        partial = path.with_name(f".{path.name}.{os.getpid()}{durable.PARTIAL_SUFFIX}")
+        old_lock = clear_target(path, overwrite)
         try:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            layout.write_layout(partial, dict(streams), _full_card(streams, card or {}), shard_bytes)
-            durable.replace_file(partial / JOURNAL, b"")
-            lock = WriterLock(partial)
-            _move_into_place(partial, path)
-        except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise StoreError(f"cannot create a store at {path}: {error.strerror or error}") from error
+            lock = build_store(path, streams, card or {}, shard_bytes)
         finally:
             if old_lock:
                 old_lock.release()
@@ -108,8 +101,13 @@ class EpisodeStore:
     def __enter__(self) -> EpisodeStore:
         return self
 
-    def __exit__(self, *_) -> None:
-        self.close()
+    def __exit__(self, kind, *_) -> None:
+        try:
+            self.close()
+        except StoreError:
+            # On a full disk the append has failed already, and that is the error to show.
+            if kind is None:
+                raise
 
     def close(self) -> None:
         """Let go of files and lock. A writer first tells plain zarr readers how long the arrays are."""
@@ -118,7 +116,7 @@ class EpisodeStore:
                 if not self._clean:
                     self._drop_unfinished()
                 summary = {"episodes": len(self), "checksum": self.checksum}
-                layout.publish(self.path, {name: self._journal.frames(name) for name in self.streams}, summary)
+                layout.publish(self.path, {name: self.journal.frames(name) for name in self.streams}, summary)
             except OSError as error:
                 raise StoreError(
                     f"{self.path}: every episode is safe, but the summary for other readers could not be written "
@@ -126,24 +124,24 @@ class EpisodeStore:
                 ) from error
             finally:
                 self._lock.release()
-        for shards in self._shards.values():
+        for shards in self.shards.values():
             shards.close()
 
     # ---- reading ---------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         """Committed episodes, the damaged ones included: indices never shift."""
-        return len(self._journal.episodes)
+        return len(self.journal.episodes)
 
     @property
     def episodes(self) -> list[int]:
         """Indices of the episodes that may be used (all but those that a repair marked as damaged)."""
-        return [episode.index for episode in self._journal.episodes if not episode.damaged]
+        return [episode.index for episode in self.journal.episodes if not episode.damaged]
 
     @property
     def damaged(self) -> dict[int, str]:
         """Episodes that a repair set aside, with the reason."""
-        return {episode.index: episode.damaged for episode in self._journal.episodes if episode.damaged}
+        return {episode.index: episode.damaged for episode in self.journal.episodes if episode.damaged}
 
     @property
     def card(self) -> dict:
@@ -164,7 +162,7 @@ class EpisodeStore:
         """The journal entry of an episode; StoreError when it does not exist or was set aside as damaged."""
         if not 0 <= index < len(self):
             raise StoreError(f"{self.path} has episodes 0 to {len(self) - 1}, asked for {index}")
-        episode = self._journal.episodes[index]
+        episode = self.journal.episodes[index]
         if episode.damaged:
             raise StoreError(f"{self.path}: episode {index} was set aside: {episode.damaged}; use store.episodes")
         return episode
@@ -195,27 +193,30 @@ class EpisodeStore:
 
     def read_rows(self, stream: str, rows: np.ndarray) -> np.ndarray:
         """Frames (n, *shape) by their place in the whole stream; each distinct frame is read once, in disk order."""
-        shards = self._shards[self._known(stream)]
+        shards = self.shards[self._known(stream)]
         distinct, back = np.unique(rows, return_inverse=True)
         try:
-            values = shards.read(distinct, self._journal.sizes[stream])
+            values = shards.read(distinct, self.journal.sizes[stream])
         except ShardDamage as damage:
-            starts = [episode.spans[stream].start for episode in self._journal.episodes]
-            raise StoreError(
-                f"{self.path}: stream {stream!r} of episode {bisect_right(starts, damage.row) - 1} is damaged: {damage}; "
-                f"run `uwm data check {self.path} --repair` to set the damaged episodes aside"
-            ) from damage
+            raise self._explained(stream, damage) from damage
         return values if len(distinct) == len(rows) and np.array_equal(distinct, rows) else values[back]
 
     @property
     def frames_decoded(self) -> dict[str, int]:
         """Frames decoded from disk since opening, per stream (for small frames: whole chunks)."""
-        return {name: shards.frames_decoded for name, shards in self._shards.items()}
+        return {name: shards.frames_decoded for name, shards in self.shards.items()}
 
     def refresh(self) -> int:
         """Look again what is committed (a writer may have appended); returns the number of episodes."""
-        self._journal = read_journal(self.path / JOURNAL, self.streams)
+        self.journal = read_journal(self.path / JOURNAL, self.streams)
         return len(self)
+
+    def _explained(self, stream: str, damage: ShardDamage) -> StoreError:
+        starts = [episode.spans[stream].start for episode in self.journal.episodes]
+        return StoreError(
+            f"{self.path}: stream {stream!r} of episode {bisect_right(starts, damage.row) - 1} is damaged: {damage}; "
+            f"run `uwm data check {self.path} --repair` to set the damaged episodes aside"
+        )
 
     def _known(self, stream: str) -> str:
         if stream not in self.streams:
@@ -228,8 +229,8 @@ class EpisodeStore:
         """Add one whole episode and return its index; when this returns, the episode survives a power cut.
 
         `data` holds an array (frames, *shape) per stream: T actions, T + 1 observations at equal rates. `meta` is
-        JSON-able: task, instruction, seed, success, source, ... Raises StoreError on bad data or a failing disk; then,
-        as after Ctrl-C, the store is as it was before the call.
+        JSON-able: task, instruction, seed, success, source, ... Raises StoreError on bad data or a failing disk; then the
+        store is as it was before the call. After Ctrl-C it holds the whole episode or nothing of it.
         """
         self._refuse_foreign_writer()
         if not self._clean:
@@ -247,10 +248,38 @@ class EpisodeStore:
         return episode.index
 
     def _encode(self, stream: str, values: np.ndarray) -> list[Piece]:
-        return self._shards[stream].encode(self._journal.frames(stream), values, self._journal.sizes[stream])
+        try:
+            return self.shards[stream].encode(self.journal.frames(stream), values, self.journal.sizes[stream])
+        except ShardDamage as damage:
+            # The last chunk or table is needed to continue behind it.
+            raise self._explained(stream, damage) from damage
+
+    def set_aside(self, reasons: Mapping[int, str]) -> None:
+        """Mark episodes as damaged, by one rename of the journal. Their bytes and numbers stay; readers skip them."""
+        self._refuse_foreign_writer()
+        episodes = [
+            replace(episode, damaged=reasons.get(episode.index, episode.damaged)) for episode in self.journal.episodes
+        ]
+        if episodes:
+            episodes[-1] = self._ended_before_damage(episodes[-1])
+        durable.replace_file(self.path / JOURNAL, b"".join(episode.to_line() for episode in episodes))
+        self.refresh()
+
+    def _ended_before_damage(self, last: Episode) -> Episode:
+        """If the end of a stream cannot be read, the last episode is given the rest of that shard, so that the next one
+        starts in a new shard."""
+        spans = dict(last.spans)
+        for name, span in spans.items():
+            shards = self.shards[name]
+            try:
+                shards.read(np.arange(max(0, span.stop - 1), span.stop), self.journal.sizes[name])
+            except ShardDamage:
+                end = (shards.shard_of(span.stop - 1) + 1) * shards.frames_per_shard
+                spans[name] = replace(span, stop=end)
+        return replace(last, spans=spans)
 
     def _next_span(self, stream: str, values: np.ndarray) -> Span:
-        start = self._journal.frames(stream)
+        start = self.journal.frames(stream)
         return Span(start, start + len(values), digest_of(values.reshape(-1).view(np.uint8)))
 
     def _commit(self, episode: Episode, pieces: list[Piece]) -> None:
@@ -261,14 +290,14 @@ class EpisodeStore:
                 durable.write_at(piece.path, piece.offset, piece.payload)
             for folder in {piece.path.parent for piece in pieces if not piece.offset}:
                 durable.sync_folder(folder)
-            durable.write_at(self.path / JOURNAL, self._journal.committed_bytes, line)
+            durable.write_at(self.path / JOURNAL, self.journal.committed_bytes, line)
         except OSError as error:
             self._roll_back()
             raise StoreError(self._disk_trouble(error, sum(len(p.payload) for p in pieces) + len(line))) from error
         except BaseException:
             self._roll_back()
             raise
-        self._journal.add(episode, len(line))
+        self.journal.add(episode, len(line))
         self._clean = True
 
     def _roll_back(self) -> None:
@@ -286,8 +315,8 @@ class EpisodeStore:
                 durable.truncate(path, size)
             else:
                 path.unlink()
-        if self._journal.tail_bytes:
-            durable.truncate(self.path / JOURNAL, self._journal.committed_bytes)
+        if self.journal.tail_bytes:
+            durable.truncate(self.path / JOURNAL, self.journal.committed_bytes)
         self._clean = True
 
     def _disk_trouble(self, error: OSError, needed: int) -> str:
@@ -309,93 +338,3 @@ class EpisodeStore:
         if self._lock and self._lock.release.alive:
             raise StoreError(f"{self.path} is open for writing and cannot be sent to another process; open it there")
         return {**self.__dict__, "_lock": None}
-
-
-def unfinished_files(store: EpisodeStore) -> list[tuple[Path, int]]:
-    """(file, committed size) of every file that is longer than what is committed; size 0 means none of it is."""
-    journal = store._journal
-    found = [(path, 0) for path in sorted(store.path.rglob("*" + durable.PARTIAL_SUFFIX)) if path.is_file()]
-    for name, shards in store._shards.items():
-        committed = {shards.path(shard): size for shard, size in journal.sizes[name].items()}
-        for path in sorted(shards.folder.glob("c.*")):
-            if not path.name.endswith(durable.PARTIAL_SUFFIX) and path.stat().st_size > committed.get(path, 0):
-                found.append((path, committed.get(path, 0)))
-    return found
-
-
-def missing_shards(store: EpisodeStore) -> dict[int, str]:
-    """Usable episodes that need a shard which is gone or shorter than committed, with the reason."""
-    bad = {}
-    for name, shards in store._shards.items():
-        short = {
-            shard: f"{shards.path(shard).relative_to(store.path)} {reason}"
-            for shard, size in store._journal.sizes[name].items()
-            if (reason := _shortfall(shards.path(shard), size))
-        }
-        for index in store.episodes if short else []:
-            span = store.span(index, name)
-            for shard in range(shards.shard_of(span.start), shards.shard_of(max(span.start, span.stop - 1)) + 1):
-                if shard in short:
-                    bad.setdefault(index, short[shard])
-    return bad
-
-
-def _shortfall(path: Path, size: int) -> str:
-    try:
-        found = path.stat().st_size
-    except FileNotFoundError:
-        return "is missing"
-    return f"has {found} of {size} committed bytes" if found < size else ""
-
-
-def _refuse_missing_shards(store: EpisodeStore) -> None:
-    bad = missing_shards(store)
-    if bad:
-        numbers = ", ".join(map(str, list(bad)[:8])) + (" ..." if len(bad) > 8 else "")
-        raise StoreError(
-            f"{store.path} is damaged: {next(iter(bad.values()))}; {len(bad)} of {len(store)} episodes need it ({numbers}). "
-            f"Copy the file back, or run `uwm data check {store.path} --repair` to go on without these episodes"
-        )
-
-
-def _clear_target(path: Path, overwrite: bool) -> WriterLock | None:
-    """Prove that a store may be made at `path`; returns the lock of the old store when it may be overwritten."""
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return None
-    try:
-        layout.read_layout(path)
-    except StoreError as error:
-        raise StoreError(f"{path} is not empty and not an episode store, so it is left alone; choose another path ({error})") from error
-    if not overwrite:
-        raise StoreError(
-            f"{path} already holds an episode store: resume it with EpisodeStore.open(path, write=True), "
-            "or replace it with create(..., overwrite=True)"
-        )
-    return WriterLock(path)
-
-
-def _move_into_place(partial: Path, path: Path) -> None:
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    if path.exists():
-        os.replace(path, old)
-    os.replace(partial, path)
-    durable.sync_folder(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _full_card(streams: Mapping[str, StreamSpec], card: Mapping) -> dict:
-    try:
-        version = metadata.version("uwm")
-    except metadata.PackageNotFoundError:
-        version = "not installed"
-    filled = {
-        "cameras": [name for name, spec in streams.items() if spec.kind == "video"],
-        "rates_hz": {name: spec.rate_hz for name, spec in streams.items()},
-        "units": {name: list(spec.units) for name, spec in streams.items()},
-        "code_version": version,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-    return json.loads(canonical({**filled, **card}))
-
-
-OWN_FILES = ("zarr.json", JOURNAL, LOCK_FILE)
