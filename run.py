@@ -63,7 +63,7 @@ class SetupError(Exception):
 # ---------------------------------------------------------------------------------------------------------------- running
 
 
-def call(command, env=None, log=None, show=("Downloading", "Building", "Resolved", "Installed")):
+def call(command, env=None, log=None, show=("Downloading ", "Building ", "Resolved ", "Installed ")):
     """Run a command, pass on the lines that show progress, and turn a failure into a SetupError with its cause."""
     try:
         process = subprocess.Popen(
@@ -267,8 +267,8 @@ def check_rendering(log):
         raise SetupError("no frame can be rendered: run  sudo sh -c '{}'  and then the same command again".format(line))
     print("      " + line, flush=True)
     env = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
-    call(["apt-get", "update"], env=env, log=log)
-    call(apt, env=env, log=log)
+    call(["apt-get", "update"], env=env, log=log, show=())
+    call(apt, env=env, log=log, show=("Unpacking ",))
     try:
         call(probe, env=runtime_environment(), log=log)
     except SetupError as error:

@@ -1,0 +1,285 @@
+"""The command `uwm`: reads arguments and configs, calls `uwm.build`, and says what went wrong in one line.
+
+    uwm train size=s steps=200
+        |      |
+        |      +-- Hydra composes configs/train.yaml with the overrides into one plain dict (unknown keys: a suggestion)
+        +--------- build.train(config)
+
+Nothing heavy is imported before a command runs, so `uwm --help` answers at once. Exit codes: 0 fine, 1 the work failed,
+2 the command or its config was wrong, 130 stopped by Ctrl-C. `--debug` shows the traceback of any error.
+"""
+
+import argparse
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import uwm
+from uwm.core.config import ConfigError, unknown
+
+# What each optional package belongs to, for the message when it is missing. tests/test_packaging.py holds this to pyproject.toml.
+EXTRA_OF = {
+    "robosuite": "sim", "mujoco": "sim", "gymnasium": "sim", "cv2": "sim",
+    "zarr": "data", "numcodecs": "data", "h5py": "data", "pyarrow": "data", "av": "data",
+    "hydra": "train", "omegaconf": "train", "wandb": "train", "tqdm": "train",
+    "websockets": "serve", "msgpack": "serve",
+    "matplotlib": "viz", "PIL": "viz",
+}  # fmt: skip
+
+OVERRIDES = "KEY=VALUE changes one setting of the config; KEY may have dots. The resolved config is saved with every result."
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code; expected errors become one line on stderr."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        os.environ.setdefault("MUJOCO_GL", "egl")  # has to be there before mujoco is imported
+    debug = "--debug" in arguments
+    try:
+        return _dispatch([argument for argument in arguments if argument != "--debug"])
+    except KeyboardInterrupt:
+        return _fail("stopped; nothing lost, run the same command again to resume", 130, debug)
+    except ConfigError as error:
+        return _fail(str(error), 2, debug)
+    except ModuleNotFoundError as error:
+        # a missing package of ours, or one that nothing explains, is a bug and keeps its traceback
+        if (error.name or "").partition(".")[0] not in EXTRA_OF and "uwm[" not in str(error):
+            raise
+        return _fail(_missing_package(error), 1, debug)
+    except ImportError as error:
+        if "uwm[" not in str(error):
+            raise
+        return _fail(str(error), 1, debug)
+    except BrokenPipeError:
+        # `uwm explain train | head`: the reader has left; keep Python from complaining again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _fail(_os_error(error), 1, debug)
+    except ValueError as error:
+        return _fail(str(error) or type(error).__name__, 1, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"uwm: error: {' '.join(message.split())}" if code != 130 else f"\nuwm: {message}", file=sys.stderr)
+    return code
+
+
+def _missing_package(error: ModuleNotFoundError) -> str:
+    if "uwm[" in str(error):
+        return str(error)
+    package = (error.name or "").partition(".")[0]
+    return f"this command needs {package}, which is not installed: pip install 'uwm[{EXTRA_OF[package]}]'"
+
+
+def _os_error(error: OSError) -> str:
+    name = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full{name}: free some space and run the same command again; whole episodes and checkpoints are kept"
+    return f"{error.strerror or error}{name}"
+
+
+# ------------------------------------------------------------------------------------------------------------- arguments
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line; argparse puts the whole usage before them."""
+
+    def error(self, message: str):
+        self.exit(2, f"uwm: error: {message}; see `{self.prog} --help`\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands with their help; importing nothing that they need."""
+    top = OneLineParser(
+        prog="uwm",
+        description="Unified world models with streaming diffusion policies.",
+        epilog="`uwm COMMAND --help` shows examples. Every command takes --debug, which shows the traceback of an error.",
+    )
+    top.add_argument("--version", action="version", version=f"uwm {uwm.__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+    for name, (does, examples) in RUNS.items():
+        command = _command(commands, name, does, examples, OVERRIDES)
+        command.add_argument("--config", default=name, metavar="NAME", help=f"a config's name or the path of a YAML file (default: {name})")
+        command.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    explain = _command(commands, "explain", "print streams, token layout, plan, parameters and calls per action of a config", (
+        "uwm explain train", "uwm explain configs/train.yaml size=m"), OVERRIDES)  # fmt: skip
+    explain.add_argument("config", metavar="CONFIG", help="a config's name or the path of a YAML file")
+    explain.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    bench = _command(commands, "bench", "measure one claim against its baseline; exit code 0 only when every gate holds", (
+        "uwm bench modes --quick", "uwm bench render --out docs/results/render.json"))  # fmt: skip
+    bench.add_argument("name", metavar="NAME", help="which claim; an unknown name lists them")
+    bench.add_argument("--quick", action="store_true", help="60 s on small checkpoints; what needs more evidence is *not judged*")
+    bench.add_argument("--out", type=Path, metavar="FILE.json", help="where the JSON goes")
+    data = _command(commands, "data", "look after episode stores", ("uwm data check runs/lift.zarr", "uwm data check runs/lift.zarr --repair"))
+    actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
+    check = _command(actions, "check", "verify a store's arrays, ends and checksum", ("uwm data check runs/lift.zarr --repair",))
+    check.add_argument("store", type=Path, help="folder of the store")
+    check.add_argument("--repair", action="store_true", help="set aside what is damaged, so that the rest can be used")
+    return top
+
+
+RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "collect": ("record demonstrations of a scripted expert into a store", (
+        "uwm collect", "uwm collect env=Stack episodes=20 out=runs/stack.zarr")),
+    "train": ("train one model on a store; a second run resumes", ("uwm train", "uwm train steps=200 logger=off")),
+    "eval": ("run a checkpoint in closed loop and report success, calls and latency", ("uwm eval", "uwm eval rollouts=10")),
+    "demo": ("collect, train, run and report in one go; finished stages are reused", ("uwm demo", "uwm demo out=runs/mine")),
+}  # fmt: skip
+COMMANDS = (*RUNS, "explain", "bench", "data")
+
+
+def _command(commands: Any, name: str, does: str, examples: tuple[str, ...], note: str = "") -> argparse.ArgumentParser:
+    text = "examples:\n" + "\n".join(f"  {example}" for example in examples) + (f"\n\n{note}" if note else "")
+    formatter = argparse.RawDescriptionHelpFormatter
+    return commands.add_parser(name, help=does, description=does, epilog=text, formatter_class=formatter, allow_abbrev=False)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Parse, and let overrides stand before, between and after the options, which argparse does not manage by itself."""
+    top = parser()
+    command = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if command and command not in COMMANDS:
+        top.error(unknown(command, COMMANDS, "command"))
+    parsed, rest = top.parse_known_args(arguments)
+    options = [word for word in rest if word.startswith("-")]
+    if options or (rest and not hasattr(parsed, "overrides")):
+        top.error(unknown((options or rest)[0], _options(command), "argument"))
+    if rest:
+        parsed.overrides = [*parsed.overrides, *rest]
+    return parsed
+
+
+def _options(command: str | None) -> list[str]:
+    own = {"bench": ["--quick", "--out"], "data": ["--repair"], "explain": [], None: ["--version"]}
+    return [*own.get(command, ["--config"]), "--help", "--debug"]
+
+
+def _dispatch(arguments: list[str]) -> int:
+    parsed = _parse(arguments)
+    if parsed.command is None:
+        parser().print_help(sys.stderr)
+        return 2
+    if parsed.command == "data":
+        from uwm_data import main_check
+
+        return main_check(parsed.store, repair_it=parsed.repair)
+    if parsed.command == "bench":
+        from uwm import build
+
+        return _code(build.bench(parsed.name, quick=parsed.quick, out=parsed.out))
+    config = compose(parsed.config, parsed.overrides)  # before the heavy imports: a typing error answers at once
+    from uwm import build
+
+    runs: dict[str, Callable[[dict], int | None]] = {
+        "collect": build.collect, "train": build.train, "eval": build.evaluate, "demo": build.demo, "explain": build.explain,
+    }  # fmt: skip
+    return _code(runs[parsed.command](config))
+
+
+def _code(result: object) -> int:
+    """A command may return an exit code; anything else that it returns means that it went well."""
+    return int(result) if isinstance(result, int) else 0
+
+
+# --------------------------------------------------------------------------------------------------------------- configs
+
+
+def configs_dir() -> Path:
+    """The folder of configs: inside the installed package, or beside it in the repository."""
+    package = Path(uwm.__file__).resolve().parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if folder.is_dir():
+            return folder
+    raise ConfigError(f"no configs found in {package / 'configs'} or {package.parent / 'configs'}: install uwm again")
+
+
+def compose(config: str, overrides: list[str]) -> dict:
+    """Compose one config with overrides into a plain dict with all interpolations resolved.
+
+    config: a name in `configs_dir()`, with or without `.yaml`, or the path of a YAML file; its groups are looked up beside
+    it and then in `configs_dir()`.
+    Raises `ConfigError` in one line for whatever Hydra or OmegaConf refuses.
+    """
+    folder, name = _locate(config)
+    for override in overrides:
+        if "=" not in override and not override.startswith("~"):
+            raise ConfigError(f"expected KEY=VALUE, got {override!r}; write for example steps=200")
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    search = [] if folder == configs_dir() else [f"hydra.searchpath=[file://{configs_dir()}]"]
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(folder), job_name="uwm"):
+        try:
+            composed = hydra.compose(name, overrides=[*search, *overrides])
+            return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(f"config {name!r}: {_restated(error, name, search, overrides)}") from error
+
+
+def _locate(config: str) -> tuple[Path, str]:
+    path = Path(config)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return path.resolve().parent, path.stem
+    name = path.stem if path.suffix in (".yaml", ".yml") else config
+    if (configs_dir() / f"{name}.yaml").is_file():
+        return configs_dir(), name
+    raise ConfigError(unknown(config, [file.stem for file in configs_dir().glob("*.yaml")], "config"))
+
+
+def _restated(error: Exception, name: str, search: list[str], overrides: list[str]) -> str:
+    """Hydra's words, which span lines and speak of structs, as one line with the nearest valid key."""
+    import hydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+    if isinstance(error, MissingMandatoryValue):
+        key = getattr(error, "full_key", None) or str(error).rpartition(":")[2].strip()
+        return f"{key} has no default: add {key}=..."
+    try:
+        plain = OmegaConf.to_container(hydra.compose(name, overrides=search), resolve=False)
+    except (HydraException, OmegaConfBaseException):
+        return _first_sentence(error)  # the file itself is wrong, whatever the overrides are
+    parse = OverridesParser.create().parse_override
+    for override in overrides:
+        try:
+            parsed = parse(override)
+        except HydraException:
+            return f"cannot read the override {override!r}: write KEY=VALUE, and quote values with spaces, commas or braces"
+        if not parsed.is_add() and not parsed.is_force_add():
+            wrong = unknown_path(parsed.key_or_group, plain)
+            if wrong:
+                return wrong
+    return _first_sentence(error)
+
+
+def unknown_path(key: str, config: Mapping) -> str | None:
+    """What is wrong with a dotted key, as a sentence with a suggestion, or None when the config has it."""
+    here: Any = config
+    parts = key.replace("/", ".").split(".")
+    for depth, part in enumerate(parts):
+        where = f" in {'.'.join(parts[:depth])}" if depth else ""
+        if not isinstance(here, Mapping):
+            return f"{'.'.join(parts[:depth])} is a single value ({here!r}) and has no key {part!r}"
+        if part not in here:
+            return unknown(part, here) + where
+        here = here[part]
+    return None
+
+
+def _first_sentence(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
