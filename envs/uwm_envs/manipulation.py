@@ -222,7 +222,6 @@ def _construct(task):
         has_renderer=False,
         has_offscreen_renderer=False,
         use_camera_obs=False,
-        use_object_obs=False,
         renderer="mujoco",  # anything else makes robosuite prepare a viewer window
         control_freq=RATE_HZ,
         ignore_done=True,
@@ -230,7 +229,6 @@ def _construct(task):
         # the model is built (the size of Lift's cube) is pinned by this seed; poses are drawn anew at every reset.
         hard_reset=False,
         seed=0,
-        **task.options,
     )
     for observable in sim_env._observables.values():
         observable.set_enabled(False)

@@ -1,7 +1,7 @@
 """The five robosuite tasks: their names, limits, instructions, and where their objects are."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,7 +15,6 @@ class Task:
     max_steps: int
     instruction: str
     objects: Callable
-    options: dict = field(default_factory=dict)
 
 
 def _pose(data, body: int, name: str) -> dict[str, np.ndarray]:
@@ -26,10 +25,39 @@ def _lift(sim_env, data):
     return _pose(data, sim_env.cube_body_id, "cube")
 
 
+def _stack(sim_env, data):
+    return _pose(data, sim_env.cubeA_body_id, "cubeA") | _pose(data, sim_env.cubeB_body_id, "cubeB")
+
+
+def _can(sim_env, data):
+    middle_of_compartment = sim_env.target_bin_placements[sim_env.object_id].copy()
+    return _pose(data, sim_env.obj_body_id["Can"], "can") | {"bin_pos": middle_of_compartment}
+
+
+def _nut(sim_env, data):
+    handle = data.site_xpos[sim_env.object_site_ids[sim_env.nut_id]].copy()
+    peg = data.xpos[sim_env.peg1_body_id].copy()
+    return _pose(data, sim_env.obj_body_id["SquareNut"], "nut") | {"handle_pos": handle, "peg_pos": peg}
+
+
+def _door(sim_env, data):
+    angles = {"hinge": sim_env.hinge_qpos_addr, "latch": sim_env.handle_qpos_addr}
+    return (
+        _pose(data, sim_env.object_body_ids["door"], "door")
+        | _pose(data, sim_env.object_body_ids["latch"], "latch")
+        | {"handle_pos": data.site_xpos[sim_env.door_handle_site_id].copy()}
+        | {f"{name}_angle": data.qpos[[address]] for name, address in angles.items()}
+    )
+
+
 TASKS = {
     task.name: task
     for task in (
         Task("Lift", "Lift", 150, "lift the red cube", _lift),
+        Task("Stack", "Stack", 250, "stack the red cube on the green cube", _stack),
+        Task("PickPlaceCan", "PickPlaceCan", 300, "put the can into its bin", _can),
+        Task("NutAssemblySquare", "NutAssemblySquare", 400, "put the square nut on the square peg", _nut),
+        Task("Door", "Door", 300, "open the door", _door),
     )
 }
 
