@@ -1,0 +1,165 @@
+"""Patterns: how levels and roles are drawn in training. A pattern is one rule per modality.
+
+```
+                 past  action (4 chunks of 4)     video (2 frames)
+ladder / absent   ..   ---- ==== #### @@@@        (not there)          streaming policy (SDP 3.2)
+constant / absent ..   ==== ==== ==== ====        (not there)          chunked policy
+constant/constant ..   ==== ==== ==== ====        @@@@@@@@ @@@@@@@@    UWM's square: two independent levels
+given / constant  ..   .... .... .... ....        ######## ########    forward dynamics
+constant / given  ..   #### #### #### ####        ........ ........    inverse dynamics
+absent / constant      (not there)                ######## ########    video prediction, data without actions
+```
+
+Levels are continuous; the papers' tables of N entries are the special case of N equal steps.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+
+from uwm.core import roles
+from uwm.core.shapes import Float, Int
+from uwm.core.streams import Layout
+
+# A rule fills the levels of one modality: (frames (n,), batch, chunk, generator) -> (B, n).
+Rule = Callable[[Tensor, int, int, Generator], Tensor]
+
+
+def _uniform(batch: int, generator: Generator) -> Tensor:
+    """One level in (0, 1] per sample: level 0 would be a token with nothing to learn."""
+    return 1 - torch.rand(batch, 1, generator=generator)
+
+
+def constant(frames: Tensor, batch: int, chunk: int, generator: Generator) -> Tensor:
+    """One level per sample for the whole modality (UWM sec. III-B; SDP's temporally constant scheme)."""
+    return _uniform(batch, generator).expand(batch, len(frames))
+
+
+def independent(frames: Tensor, batch: int, chunk: int, generator: Generator) -> Tensor:
+    """One level per frame, all independent (Diffusion Forcing; SDP's random scheme). Tokens of a frame share it."""
+    _, inverse = torch.unique(frames, return_inverse=True)
+    return (1 - torch.rand(batch, int(inverse.max()) + 1, generator=generator))[:, inverse]
+
+
+def ladder(frames: Tensor, batch: int, chunk: int, generator: Generator) -> Tensor:
+    """Chunk i of h at (i + u) / h with one phase u in (0, 1] per sample (SDP's chunk-wise scheme, continuous).
+
+    Chunks are counted from the first frame that is not in the past; a rest shorter than a chunk joins the last one.
+    """
+    ahead = (frames - frames.min()).clamp(min=0)
+    count = max(int(ahead.max() + 1) // chunk, 1)
+    rung = (ahead // chunk).clamp(max=count - 1)
+    return ((rung + _uniform(batch, generator)) / count).to(torch.get_default_dtype())
+
+
+def linear(frames: Tensor, batch: int, chunk: int, generator: Generator) -> Tensor:
+    """A ramp along time with a random phase: the ladder with chunks of one."""
+    return ladder(frames, batch, 1, generator)
+
+
+def _filled(value: float) -> Rule:
+    return lambda frames, batch, chunk, generator: torch.full((batch, len(frames)), value)
+
+
+RULES: dict[str, Rule] = {
+    "constant": constant,
+    "independent": independent,
+    "ladder": ladder,
+    "linear": linear,
+    "given": _filled(0.0),
+    "noise": _filled(1.0),
+    "absent": _filled(1.0),
+}
+ROLE_OF_RULE = {"given": roles.GIVEN, "noise": roles.GIVEN, "absent": roles.ABSENT}
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """One rule per modality and its share of the samples.
+
+    `action`, `video`: names of rules. `committed`: longest clean prefix of future actions, drawn uniformly from
+    0..committed per sample (training-time real-time chunking). `chunk`: actions per rung of a ladder.
+    """
+
+    weight: float = 1.0
+    action: str = "constant"
+    video: str = "constant"
+    chunk: int = 4
+    committed: int = 0
+
+    def __post_init__(self):
+        for kind in ("action", "video"):
+            rule = getattr(self, kind)
+            if rule not in RULES:
+                raise ValueError(f"pattern rule for {kind} must be one of {sorted(RULES)}, got {rule!r}")
+        if self.weight < 0 or self.chunk < 1 or self.committed < 0:
+            raise ValueError(f"weight and committed must be >= 0 and chunk >= 1, got {self}")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Levels (B, N) and roles (B, N) of one training batch, and which pattern each sample drew (B,)."""
+
+    level: Float[Tensor, "B N"]
+    role: Int[Tensor, "B N"]
+    pattern: Int[Tensor, " B"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+
+
+def draw(pattern: Pattern, layout: Layout, batch: int, generator: Generator) -> Draw:
+    """Draws levels and roles of a batch under one pattern.
+
+    Actions of the past are the executed ones: given, of which a random number (0 to all, the most recent first) is
+    shown and the rest is absent, so that the number of past actions is a choice at run time.
+    """
+    level = torch.zeros(batch, layout.tokens)
+    role = roles.full(batch, layout.tokens)
+    for kind in layout.kinds:
+        rule = getattr(pattern, kind)
+        where = layout.mask(*layout.of_kind(kind)) & (layout.frame >= 0)
+        level[:, where] = RULES[rule](layout.frame[where], batch, pattern.chunk, generator).to(level.dtype)
+        role[:, where] = ROLE_OF_RULE.get(rule, roles.ACTIVE)
+    if pattern.action != "absent":
+        _commit(pattern.committed, layout, level, role, generator)
+    _show_past(layout, level, role, generator)
+    return Draw(level, role)
+
+
+def _commit(longest: int, layout: Layout, level: Tensor, role: Tensor, generator: Generator) -> None:
+    """Makes the first k future actions of each sample clean, k uniform on 0..longest."""
+    count = torch.randint(0, longest + 1, (len(level), 1), generator=generator)
+    prefix = layout.mask(*layout.of_kind("action")) & (layout.frame >= 0) & (layout.frame[None] < count)
+    level[prefix] = 0.0
+    role[prefix] = roles.COMMITTED
+
+
+def _show_past(layout: Layout, level: Tensor, role: Tensor, generator: Generator) -> None:
+    """Gives the k most recent executed actions of each sample, k uniform on 0..all; older ones are absent."""
+    past = layout.mask(*layout.of_kind("action")) & (layout.frame < 0)
+    if not bool(past.any()):
+        return
+    shown = torch.randint(0, int(-layout.frame.min()) + 1, (len(level), 1), generator=generator)
+    level[:, past] = 0.0
+    role[:, past] = torch.where(-layout.frame[past][None] <= shown, roles.GIVEN, roles.ABSENT).to(role.dtype)
+
+
+def draw_mixture(patterns: tuple[Pattern, ...], layout: Layout, batch: int, generator: Generator) -> Draw:
+    """Draws one pattern per sample by weight, then levels and roles under it."""
+    if not patterns or sum(pattern.weight for pattern in patterns) <= 0:
+        raise ValueError("a mixture needs at least one pattern with a positive weight")
+    weights = torch.tensor([pattern.weight for pattern in patterns])
+    choice = torch.multinomial(weights, batch, replacement=True, generator=generator)
+    level, role = torch.empty(batch, layout.tokens), roles.full(batch, layout.tokens)
+    for index, pattern in enumerate(patterns):
+        chosen = (choice == index).nonzero().flatten()
+        if len(chosen):
+            drawn = draw(pattern, layout, len(chosen), generator)
+            level[chosen], role[chosen] = drawn.level, drawn.role
+    return Draw(level, role, choice)
+
+
+def shares(patterns: tuple[Pattern, ...]) -> Mapping[str, float]:
+    """Share of the samples per pattern, for people to read."""
+    total = sum(pattern.weight for pattern in patterns)
+    return {f"action {p.action}, video {p.video}": p.weight / total for p in patterns}

@@ -1,0 +1,85 @@
+"""The objective: draw levels and roles, corrupt, predict, weigh. One mean per stream, then one weight per stream.
+
+Several noise draws share one observation, whose keys and values are computed once. Samples whose video is absent are run
+without video tokens: that is exact (absent tokens have no influence) and saves most of the work.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+
+from uwm.core import roles
+from uwm.core.patterns import Draw, Pattern, draw_mixture
+from uwm.core.shapes import Bool, Float
+from uwm.core.streams import Layout
+from uwm.nn.model import Observation, UnifiedModel
+from uwm.noise import gaussian
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """`draws` noise draws per observation; weight of each modality's mean; the mixture of patterns."""
+
+    draws: int = 4
+    action_weight: float = 1.0
+    video_weight: float = 0.5
+    patterns: tuple[Pattern, ...] = field(default_factory=lambda: (Pattern(),))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows ready for the objective: what is observed, clean tokens (B, N, S) and which of them exist (B, N)."""
+
+    observation: Observation
+    clean: Float[Tensor, "B N S"]
+    valid: Bool[Tensor, "B N"]
+
+
+def loss(
+    model: UnifiedModel, batch: Batch, config: ObjectiveConfig, generator: Generator
+) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    """The scalar to minimise and the mean squared error per stream."""
+    count = len(batch.clean)
+    drawn = draw_mixture(config.patterns, model.layout, count * config.draws, generator)
+    window = torch.arange(count).repeat_interleave(config.draws)
+    role = torch.where(batch.valid[window], drawn.role, roles.ABSENT)
+    noise = torch.randn(len(window), *batch.clean.shape[1:], generator=generator)
+    prefix = model.encode(batch.observation)
+    sums: dict[str, list[Tensor]] = {}
+    for layout, chosen in _groups(model.layout, role):
+        columns = layout.index_in(model.layout)
+        part = Draw(drawn.level[chosen][:, columns], role[chosen][:, columns])
+        clean = batch.clean[window[chosen]][:, columns, : layout.size]
+        group_noise = noise[chosen][:, columns, : layout.size]
+        for name, pair in _errors(model, layout, part, clean, group_noise, prefix.at(window[chosen])).items():
+            sums.setdefault(name, []).append(pair)
+    means = {name: torch.stack([p[0] for p in pairs]).sum() / max(sum(p[1] for p in pairs), 1) for name, pairs in sums.items()}
+    weights = {"action": config.action_weight, "video": config.video_weight}
+    total = sum(weights[model.layout[name].kind] * mean for name, mean in means.items())
+    return total, {name: float(mean.detach()) for name, mean in means.items()}
+
+
+def _groups(layout: Layout, role: Tensor) -> list[tuple[Layout, Tensor]]:
+    """Splits samples by whether any video token is there; those without lose the video streams."""
+    video = layout.of_kind("video")
+    there = (role[:, layout.mask(*video)] != roles.ABSENT).any(dim=1)
+    groups = [(layout, there.nonzero().flatten()), (layout.select(layout.of_kind("action")), (~there).nonzero().flatten())]
+    return [(streams, chosen) for streams, chosen in groups if len(chosen)]
+
+
+def _errors(model, layout: Layout, drawn: Draw, clean: Tensor, noise: Tensor, prefix) -> dict[str, tuple[Tensor, int]]:
+    """Per stream: the sum over active tokens of the mean squared error, and how many there were."""
+    path = gaussian.path(model.config.path)
+    x = gaussian.corrupt(path, clean, noise, drawn.level)
+    predicted = model(x, drawn.level, drawn.role, layout, prefix)
+    wanted = gaussian.target(path, model.config.prediction, clean, noise, drawn.level)
+    active = drawn.role == roles.ACTIVE
+    errors = {}
+    for stream in layout.streams:
+        span = layout.span(stream.name)
+        error = (predicted - wanted)[:, span, : stream.size].float().square().mean(dim=-1)
+        # where, not times: an absent token may hold anything, NaN included.
+        there = active[:, span]
+        errors[stream.name] = (torch.where(there, error, 0.0).sum(), int(there.sum()))
+    return errors

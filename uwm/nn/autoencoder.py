@@ -1,0 +1,83 @@
+"""A small convolutional autoencoder: frames to a grid of latents and back, trained by the project on its own frames.
+
+Latents are divided by a measured spread per channel, so that diffusion sees about unit variance.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from uwm.core.shapes import Float
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """`image_size` pixels a side are halved three times to a grid of latents with `latent` channels."""
+
+    image_size: int = 64
+    channels: int = 32
+    latent: int = 8
+
+    def __post_init__(self):
+        if self.image_size % 16:
+            raise ValueError(f"image_size must be a multiple of 16 (8x down, patches of 2), got {self.image_size}")
+
+
+class Autoencoder(nn.Module):
+    """encode: (B, 3, H, W) in [0, 1] -> (B, C, H/8, W/8); decode is its inverse."""
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        self.config = config
+        c, z = config.channels, config.latent
+        self.encoder = nn.Sequential(
+            _down(3, c), _down(c, 2 * c), _down(2 * c, 4 * c), nn.Conv2d(4 * c, z, 3, 1, 1)
+        )
+        self.decoder = nn.Sequential(
+            nn.Conv2d(z, 4 * c, 3, 1, 1), nn.SiLU(), _up(4 * c, 2 * c), _up(2 * c, c), _up(c, 16), nn.Conv2d(16, 3, 3, 1, 1)
+        )
+        self.register_buffer("shift", torch.zeros(1, z, 1, 1))
+        self.register_buffer("spread", torch.ones(1, z, 1, 1))
+
+    def encode(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+        return (self.encoder(2 * image - 1) - self.shift) / self.spread
+
+    def decode(self, latent: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
+        return ((self.decoder(latent * self.spread + self.shift) + 1) / 2).clamp(0, 1)
+
+    def reconstruct(self, image: Tensor) -> Tensor:
+        """Decoded encoding, without the clamp: what training compares with the image."""
+        return (self.decoder(self.encoder(2 * image - 1)) + 1) / 2
+
+    @torch.no_grad()
+    def measure_spread(self, image: Tensor) -> None:
+        """Sets the latents' mean and spread from frames, so that they have about mean 0 and variance 1."""
+        latent = self.encoder(2 * image - 1)
+        self.shift.copy_(latent.mean(dim=(0, 2, 3), keepdim=True))
+        self.spread.copy_(latent.std(dim=(0, 2, 3), keepdim=True).clamp(min=1e-3))
+
+
+def _down(before: int, after: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(before, after, 4, 2, 1), nn.GroupNorm(8, after), nn.SiLU())
+
+
+def _up(before: int, after: int) -> nn.Module:
+    # Nearest plus convolution: transposed convolutions leave a checkerboard.
+    return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(before, after, 3, 1, 1), nn.GroupNorm(8, after), nn.SiLU())
+
+
+PATCH = 2
+
+
+def to_tokens(latent: Float[Tensor, "B T C h w"]) -> Float[Tensor, "B N S"]:
+    """Patches of 2 x 2 latents as tokens, frame by frame."""
+    return rearrange(latent, "b t c (h p) (w q) -> b (t h w) (c p q)", p=PATCH, q=PATCH)
+
+
+def from_tokens(tokens: Float[Tensor, "B N S"], frames: int, grid: tuple[int, int]) -> Float[Tensor, "B T C h w"]:
+    """The inverse of `to_tokens`."""
+    return rearrange(
+        tokens, "b (t h w) (c p q) -> b t c (h p) (w q)", t=frames, h=grid[0], w=grid[1], p=PATCH, q=PATCH
+    )

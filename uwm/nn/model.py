@@ -1,0 +1,173 @@
+"""The unified model: encoders for what is observed, token projections for what is denoised, one backbone between.
+
+```
+cameras, proprioception --encoders--> context tokens (block 0, level 0) --+-- kept once per observation as a Prefix
+                                                                          |
+actions, future video --in--> tokens (block 1, their levels) ------> backbone --out--> prediction per token
+```
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from uwm.core import roles
+from uwm.core.shapes import Float, Int
+from uwm.core.streams import Layout, Stream
+from uwm.nn.autoencoder import Autoencoder, AutoencoderConfig
+from uwm.nn.backbone import Backbone, BackboneConfig, Prefix
+from uwm.nn.codecs import Normaliser, VideoCodec
+from uwm.nn.encoders import ImageEncoder, StateEncoder
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What the model sees and denoises.
+
+    `past`: executed actions that may be shown; `horizon`: future actions; `video_frames`: future frames, in ticks;
+    `cameras`: names; `grid`: tokens per side of an observed image; sizes in numbers.
+    """
+
+    cameras: tuple[str, ...]
+    proprio_size: int
+    action_size: int
+    past: int = 2
+    horizon: int = 24
+    video_frames: tuple[int, ...] = (8, 16)
+    grid: int = 4
+    prediction: str = "velocity"
+    path: str = "cosine"
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+
+    def __post_init__(self):
+        if self.horizon < 1 or self.past < 0:
+            raise ValueError(f"horizon must be >= 1 and past >= 0, got {self.horizon} and {self.past}")
+
+    @property
+    def layout(self) -> Layout:
+        """Every token that is denoised: actions, then one video stream per camera."""
+        side, latent = self.autoencoder.image_size // 16, self.autoencoder.latent
+        action = Stream("action", "action", tuple(range(-self.past, self.horizon)), self.action_size)
+        video = [Stream(name, "video", self.video_frames, 4 * latent, (side, side)) for name in self.cameras]
+        return Layout((action, *video)) if self.video_frames else Layout((action,))
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What is seen now: `images` {camera: (B, 3, H, W) in [0, 1]}, `proprio` (B, P) in physical units.
+
+    `present` {camera: (B,) bool} marks cameras that are missing in some samples; a camera left out is missing in all.
+    """
+
+    images: dict[str, Tensor]
+    proprio: Tensor
+    present: dict[str, Tensor] = field(default_factory=dict)
+
+
+class UnifiedModel(nn.Module):
+    """encode(observation) -> Prefix; forward(tokens, level, role, layout, prefix) -> prediction."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.layout = config.layout
+        width = config.backbone.width
+        self.backbone = Backbone(config.backbone)
+        self.autoencoder = Autoencoder(config.autoencoder).requires_grad_(False)
+        self.normalise_action = Normaliser(config.action_size)
+        self.normalise_proprio = Normaliser(config.proprio_size)
+        image_size = config.autoencoder.image_size
+        self.see = nn.ModuleDict({name: ImageEncoder(image_size, config.grid, width) for name in config.cameras})
+        self.feel = StateEncoder(config.proprio_size, width)
+        self.context_tag = nn.Parameter(0.02 * torch.randn(1 + len(config.cameras), width))
+        self.stream_tag = nn.Parameter(0.02 * torch.randn(len(self.layout.streams), width))
+        sizes = {stream.kind: stream.size for stream in self.layout.streams}
+        self.read = nn.ModuleDict({kind: _mlp(size, width, width) for kind, size in sizes.items()})
+        self.write = nn.ModuleDict({kind: nn.Linear(width, size) for kind, size in sizes.items()})
+        for linear in self.write.values():
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    @property
+    def video(self) -> VideoCodec:
+        """The codec of the video streams."""
+        return VideoCodec(self.autoencoder)
+
+    def encode(self, observation: Observation) -> Prefix:
+        """Runs the observation through the backbone once; the result serves every call on this observation."""
+        tokens, place, seen = self.context(observation)
+        level = torch.zeros(tokens.shape[:2], device=tokens.device)
+        block = torch.zeros(tokens.shape[1], dtype=torch.int64, device=tokens.device)
+        return self.backbone(tokens, level, place, block, seen, with_registers=False)[1]
+
+    def context(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
+        """Context tokens (B, M, D), their places (M, 3) and which are there (B, M)."""
+        proprio = observation.proprio
+        if proprio.ndim != 2 or proprio.shape[1] != self.config.proprio_size:
+            raise ValueError(f"proprio must be (B, {self.config.proprio_size}), got {tuple(proprio.shape)}")
+        tokens = [self.feel(self.normalise_proprio.normalise(proprio)) + self.context_tag[0]]
+        seen = [torch.ones(len(proprio), 1, dtype=torch.bool, device=proprio.device)]
+        place = [torch.zeros(1, 3)]
+        for index, name in enumerate(self.config.cameras, start=1):
+            image, present = self._camera(observation, name)
+            tokens.append(self.see[name](image) + self.context_tag[index])
+            seen.append(present[:, None].expand(-1, self.config.grid**2))
+            place.append(_places(self.config.grid))
+        return torch.cat(tokens, dim=1), torch.cat(place).to(proprio.device), torch.cat(seen, dim=1)
+
+    def _camera(self, observation: Observation, name: str) -> tuple[Tensor, Tensor]:
+        """The image of one camera and where it is there; a missing camera is black and absent."""
+        batch, device = len(observation.proprio), observation.proprio.device
+        if name not in observation.images:
+            side = self.config.autoencoder.image_size
+            return torch.zeros(batch, 3, side, side, device=device), torch.zeros(batch, dtype=torch.bool, device=device)
+        everywhere = torch.ones(batch, dtype=torch.bool, device=device)
+        return observation.images[name], observation.present.get(name, everywhere)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B N S"],
+        level: Float[Tensor, "B N"],
+        role: Int[Tensor, "B N"],
+        layout: Layout,
+        prefix: Prefix,
+    ) -> Float[Tensor, "B N S"]:
+        """Predicts every token of `layout`, which is this model's layout or a choice of its streams.
+
+        Absent tokens have no influence: leaving their streams out of the layout gives the same numbers for the rest.
+        """
+        if x.shape[1:] != (layout.tokens, layout.size):
+            raise ValueError(f"tokens must be (B, {layout.tokens}, {layout.size}), got {tuple(x.shape)}")
+        parts = layout.unpack(x)
+        tokens = torch.cat([self._read(layout[name], part) for name, part in parts.items()], dim=1)
+        tags = layout.tags.to(x.device)
+        hidden, _ = self.backbone(tokens, level, tags[:, 1:4].float(), tags[:, 4], roles.seen(role), prefix)
+        return layout.pack(
+            {s.name: self.write[s.kind](hidden[:, layout.span(s.name)]).to(x.dtype) for s in layout.streams}
+        )
+
+    def _read(self, stream: Stream, values: Tensor) -> Tensor:
+        return self.read[stream.kind](values) + self.stream_tag[self.layout.names.index(stream.name)]
+
+
+def _mlp(size: int, hidden: int, out: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(size, hidden), nn.SiLU(), nn.Linear(hidden, out))
+
+
+def _places(grid: int) -> Float[Tensor, "P 3"]:
+    """Frame 0 and (row, column) of a square of tokens."""
+    cells = torch.cartesian_prod(torch.arange(grid), torch.arange(grid)).float()
+    return torch.nn.functional.pad(cells, (1, 0))
+
+
+def parameter_share(model: UnifiedModel) -> dict[str, float]:
+    """Parameters by part, as numbers, and the share of modulation in the backbone."""
+    backbone = model.backbone
+    modulation = sum(
+        p.numel() for part in (backbone.level, backbone.modulation, backbone.final) for p in part.parameters()
+    ) + sum(block.offset.numel() for block in backbone.blocks)
+    count = {name: sum(p.numel() for p in child.parameters()) for name, child in model.named_children()}
+    return {**count, "total": sum(count.values()), "modulation_share": modulation / max(count["backbone"], 1)}

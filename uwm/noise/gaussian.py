@@ -1,0 +1,141 @@
+"""Gaussian paths: x(level) = alpha(level) * clean + sigma(level) * noise, with exact ends.
+
+At level 0 alpha = 1 and sigma = 0; at level 1 alpha = 0 and sigma = 1, to the last bit, in training and in sampling
+alike (zero terminal signal, Lin et al. 2024, sec. 3). Levels are per token: (B, N); values are (B, N, S).
+"""
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from uwm.core.shapes import Float
+
+PREDICTIONS = ("noise", "clean", "velocity")
+SMALLEST = 1e-4  # floor of a divisor where a prediction carries no information about the other quantity
+
+
+class GaussianPath(Protocol):
+    """The two coefficients of a path and their derivatives by level."""
+
+    name: str
+
+    def alpha(self, level: Tensor) -> Tensor: ...
+    def sigma(self, level: Tensor) -> Tensor: ...
+    def alpha_slope(self, level: Tensor) -> Tensor: ...
+    def sigma_slope(self, level: Tensor) -> Tensor: ...
+
+
+class Cosine:
+    """Variance-preserving: alpha = cos(pi/2 level), sigma = sin(pi/2 level) (Salimans & Ho 2022, sec. 4).
+
+    Both are written as sines, because sin(0) is exactly 0 while cos(pi/2) is not.
+    """
+
+    name = "cosine"
+
+    def alpha(self, level: Tensor) -> Tensor:
+        return torch.sin(math.pi / 2 * (1 - level))
+
+    def sigma(self, level: Tensor) -> Tensor:
+        return torch.sin(math.pi / 2 * level)
+
+    def alpha_slope(self, level: Tensor) -> Tensor:
+        return -math.pi / 2 * self.sigma(level)
+
+    def sigma_slope(self, level: Tensor) -> Tensor:
+        return math.pi / 2 * self.alpha(level)
+
+
+class RectifiedFlow:
+    """The straight path alpha = 1 - level, sigma = level (Liu et al. 2023, eq. 1; Lipman et al. 2023)."""
+
+    name = "rectified"
+
+    def alpha(self, level: Tensor) -> Tensor:
+        return 1 - level
+
+    def sigma(self, level: Tensor) -> Tensor:
+        return level
+
+    def alpha_slope(self, level: Tensor) -> Tensor:
+        return -torch.ones_like(level)
+
+    def sigma_slope(self, level: Tensor) -> Tensor:
+        return torch.ones_like(level)
+
+
+PATHS: dict[str, GaussianPath] = {path.name: path for path in (Cosine(), RectifiedFlow())}
+
+
+def path(name: str) -> GaussianPath:
+    """The path of that name; ValueError lists the names."""
+    if name not in PATHS:
+        raise ValueError(f"path must be one of {sorted(PATHS)}, got {name!r}")
+    return PATHS[name]
+
+
+def corrupt(
+    path: GaussianPath, clean: Float[Tensor, "B N S"], noise: Float[Tensor, "B N S"], level: Float[Tensor, "B N"]
+) -> Float[Tensor, "B N S"]:
+    """Tokens at their levels. At level 0 the clean value comes back bit for bit, at level 1 the noise."""
+    level = level[..., None]
+    return path.alpha(level) * clean + path.sigma(level) * noise
+
+
+def target(path: GaussianPath, prediction: str, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+    """What the network is asked for: the noise, the clean value, or the velocity dx/dlevel.
+
+    For the cosine path the velocity is divided by pi/2, so that it is the usual v = alpha noise - sigma clean with unit
+    variance; for the straight path it is noise - clean.
+    """
+    match prediction:
+        case "noise":
+            return noise
+        case "clean":
+            return clean
+        case "velocity":
+            slope_alpha, slope_sigma = _unit_slopes(path, level[..., None])
+            return slope_alpha * clean + slope_sigma * noise
+    raise ValueError(f"prediction must be one of {PREDICTIONS}, got {prediction!r}")
+
+
+def to_clean(path: GaussianPath, prediction: str, predicted: Tensor, x: Tensor, level: Tensor) -> Tensor:
+    """The clean value that a prediction implies at x and level (B, N).
+
+    A noise prediction says nothing at level 1 (alpha = 0): the divisor is floored there, as the papers' clip does.
+    Prefer velocity when level 1 is used.
+    """
+    level = level[..., None]
+    alpha, sigma = path.alpha(level), path.sigma(level)
+    match prediction:
+        case "noise":
+            return (x - sigma * predicted) / alpha.clamp(min=SMALLEST)
+        case "clean":
+            return predicted
+        case "velocity":
+            slope_alpha, slope_sigma = _unit_slopes(path, level)
+            # Solve x = alpha c + sigma n and v = a' c + s' n for c; the determinant is 1 for both paths.
+            return slope_sigma * x - sigma * predicted
+    raise ValueError(f"prediction must be one of {PREDICTIONS}, got {prediction!r}")
+
+
+def to_noise(path: GaussianPath, x: Tensor, clean: Tensor, level: Tensor) -> Tensor:
+    """The noise in x if its clean value is `clean`; where sigma is 0 the noise is unknown and 0 is returned."""
+    level = level[..., None]
+    sigma = path.sigma(level)
+    noise = (x - path.alpha(level) * clean) / torch.where(sigma > 0, sigma, torch.ones_like(sigma))
+    return torch.where(sigma > 0, noise, torch.zeros_like(noise))
+
+
+def log_ratio(path: GaussianPath, level: Tensor) -> Tensor:
+    """log(alpha / sigma): half the log signal-to-noise ratio, from +inf (clean) to -inf (noise)."""
+    return torch.log(path.alpha(level)) - torch.log(path.sigma(level))
+
+
+def _unit_slopes(path: GaussianPath, level: Tensor) -> tuple[Tensor, Tensor]:
+    """Slopes of alpha and sigma, scaled so that alpha * sigma' - sigma * alpha' = 1."""
+    slope_alpha, slope_sigma = path.alpha_slope(level), path.sigma_slope(level)
+    scale = path.alpha(level) * slope_sigma - path.sigma(level) * slope_alpha
+    return slope_alpha / scale, slope_sigma / scale

@@ -1,0 +1,138 @@
+"""Step rules: how a row of tokens moves from its levels to the next ones.
+
+Every rule has the same face: `(denoise, path, x, level_from, level_to, carry, randomness) -> x, carry, randomness`, with
+levels per token. A token whose levels are equal comes back bit for bit: a finished or a given token cannot be harmed.
+
+| rule | order | calls a row | source |
+|---|---|---|---|
+| ddim(eta) | 1 | 1 | Song et al. 2021, eq. 12, for any Gaussian path |
+| ancestral | 1 | 1 | DDPM's posterior (Ho et al. 2020, eq. 7) = ddim with eta 1 |
+| euler | 1 | 1 | the probability-flow ODE in level |
+| heun | 2 | 2 | Karras et al. 2022, algorithm 1 without churn |
+| dpmpp_2m | 2 | 1 | Lu et al. 2022 (DPM-Solver++), algorithm 2 |
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from uwm.noise.gaussian import GaussianPath, log_ratio, to_noise
+from uwm.sample.randomness import Randomness
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+
+
+class Moved(NamedTuple):
+    """Tokens after a step, what the rule wants back at the next step, and the generator state."""
+
+    x: Tensor
+    carry: Any
+    randomness: Randomness | None
+
+
+@dataclass(frozen=True)
+class StepRule:
+    """A rule with a name and the network calls that it spends per row."""
+
+    name: str
+    calls: int
+    move: Callable[..., Moved]
+
+    def __call__(self, denoise, path, x, level_from, level_to, carry=None, randomness=None) -> Moved:
+        if level_from.shape != x.shape[:2] or level_to.shape != x.shape[:2]:
+            raise ValueError(
+                f"levels must be (B, N) = {tuple(x.shape[:2])}, got {tuple(level_from.shape)}, {tuple(level_to.shape)}"
+            )
+        moved = self.move(denoise, path, x, level_from, level_to, carry, randomness)
+        still = (level_from == level_to)[..., None]
+        return moved._replace(x=torch.where(still, x, moved.x))
+
+
+def _toward(path: GaussianPath, x: Tensor, clean: Tensor, level_from: Tensor, level_to: Tensor) -> Tensor:
+    """x moved along the path with `clean` and the noise that it implies held fixed."""
+    noise = to_noise(path, x, clean, level_from)
+    return path.alpha(level_to[..., None]) * clean + path.sigma(level_to[..., None]) * noise
+
+
+def ddim(eta: float = 0.0) -> StepRule:
+    """DDIM; eta 0 is deterministic, eta 1 adds the whole noise of DDPM's posterior.
+
+    Written for any Gaussian path: fresh noise has variance eta^2 (s_t/s_f)^2 (s_f^2 - (a_f/a_t)^2 s_t^2).
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta lies in [0, 1], got {eta}")
+
+    def move(denoise, path, x, level_from, level_to, carry, randomness):
+        clean = denoise(x, level_from)
+        if eta == 0:
+            return Moved(_toward(path, x, clean, level_from, level_to), None, randomness)
+        if randomness is None:
+            raise ValueError("ddim with eta > 0 draws noise: pass randomness")
+        fresh, randomness = randomness.normal(*x.shape[1:], dtype=x.dtype)
+        return Moved(_noisy(path, x, clean, level_from, level_to, eta, fresh), None, randomness)
+
+    return StepRule("ancestral" if eta == 1 else f"ddim(eta={eta:g})" if eta else "ddim", 1, move)
+
+
+def _noisy(path, x, clean, level_from, level_to, eta, fresh):
+    a_f, s_f = path.alpha(level_from)[..., None], path.sigma(level_from)[..., None]
+    a_t, s_t = path.alpha(level_to)[..., None], path.sigma(level_to)[..., None]
+    safe_s, safe_a = s_f.clamp(min=1e-12), a_t.clamp(min=1e-12)
+    variance = (eta * s_t / safe_s) ** 2 * (s_f**2 - (a_f / safe_a * s_t) ** 2).clamp(min=0)
+    kept = (s_t**2 - variance).clamp(min=0).sqrt()
+    return a_t * clean + kept * to_noise(path, x, clean, level_from) + variance.sqrt() * fresh
+
+
+def _slope(path: GaussianPath, x: Tensor, clean: Tensor, level: Tensor) -> Tensor:
+    """dx/dlevel of the probability-flow ODE."""
+    noise = to_noise(path, x, clean, level)
+    return path.alpha_slope(level[..., None]) * clean + path.sigma_slope(level[..., None]) * noise
+
+
+def _euler(denoise, path, x, level_from, level_to, carry, randomness):
+    slope = _slope(path, x, denoise(x, level_from), level_from)
+    return Moved(x + (level_to - level_from)[..., None] * slope, None, randomness)
+
+
+def _heun(denoise, path, x, level_from, level_to, carry, randomness):
+    first = _slope(path, x, denoise(x, level_from), level_from)
+    step = (level_to - level_from)[..., None]
+    guess = torch.where(step == 0, x, x + step * first)
+    clean = denoise(guess, level_to)
+    # At level 0 the noise cannot be read off x any more; there the second slope is the first (an Euler step).
+    second = torch.where(level_to[..., None] > 0, _slope(path, guess, clean, level_to), first)
+    return Moved(x + step * (first + second) / 2, None, randomness)
+
+
+def _dpmpp_2m(denoise, path, x, level_from, level_to, carry, randomness):
+    clean = denoise(x, level_from)
+    used = clean if carry is None else clean + _extrapolation(path, level_from, level_to, carry[1]) * (clean - carry[0])
+    return Moved(_toward(path, x, used, level_from, level_to), (clean, level_from), randomness)
+
+
+def _extrapolation(path, level_from, level_to, level_before):
+    """h / (2 h_before) in log-SNR; 0 (first order) where either step touches an end or the token did not move."""
+    step = log_ratio(path, level_to) - log_ratio(path, level_from)
+    before = log_ratio(path, level_from) - log_ratio(path, level_before)
+    usable = torch.isfinite(step) & torch.isfinite(before) & (before != 0) & (step != 0)
+    ratio = torch.where(usable, step, torch.zeros_like(step)) / torch.where(usable, before, torch.ones_like(before))
+    return (ratio / 2)[..., None]
+
+
+euler = StepRule("euler", 1, _euler)
+heun = StepRule("heun", 2, _heun)
+dpmpp_2m = StepRule("dpmpp_2m", 1, _dpmpp_2m)
+ancestral = ddim(1.0)
+RULES: dict[str, StepRule] = {
+    rule.name: rule for rule in (ddim(), ancestral, euler, heun, dpmpp_2m)
+}
+
+
+def rule(name: str) -> StepRule:
+    """The step rule of that name; ValueError lists the names."""
+    if name not in RULES:
+        raise ValueError(f"step rule must be one of {sorted(RULES)}, got {name!r}")
+    return RULES[name]
