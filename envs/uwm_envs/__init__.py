@@ -30,7 +30,7 @@ _WORLDS = {
         "uwm_envs.experts.nut:NutExpert",
     ),
     "Door": ("uwm_envs.manipulation:Manipulation", {"task": "Door"}, "uwm_envs.experts.door:DoorExpert"),
-    "PushT": ("uwm_envs.pusht:PushT", {}, "uwm_envs.experts_pusht:PushTExpert"),
+    "PushT": ("uwm_envs.pusht:PushT", {}, "uwm_envs.experts.pusht:PushTExpert"),
     "Toy": ("uwm_envs.toy:Toy", {}, "uwm_envs.toy:ToyExpert"),
 }
 
