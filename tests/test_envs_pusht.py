@@ -4,6 +4,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+
 from uwm_envs import tee
 from uwm_envs.pusht import HALF_WIDTH_M, PUSHER_RADIUS_M, WALL_M, PushT
 
@@ -200,7 +201,7 @@ def test_a_bad_action_is_named_and_changes_nothing(env, action, message):
 
 
 def test_a_wrong_option_is_named():
-    with pytest.raises(ValueError, match="camera must be one of .*agentview.*got 'wrist'"):
+    with pytest.raises(ValueError, match=r"camera must be one of .*agentview.*got 'wrist'"):
         PushT(cameras=("wrist",))
     with pytest.raises(ValueError, match="observation must be one of"):
         PushT(observation="pixels")

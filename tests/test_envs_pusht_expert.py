@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from uwm_envs import tee
 from uwm_envs.experts.detour import CLEARANCE_M, REACH_M, Detours
 from uwm_envs.experts.pusht import PushTExpert
@@ -120,5 +121,5 @@ def test_a_place_inside_the_block_has_no_way():
 
 
 def test_an_unknown_strategy_is_named():
-    with pytest.raises(ValueError, match="push_hard.*turn_first"):
+    with pytest.raises(ValueError, match=r"push_hard.*turn_first"):
         PushTExpert(strategy="push_hard")

@@ -4,6 +4,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+
 from uwm_envs.toy import OBSTACLE_RADIUS_M, ROBOT_RADIUS_M, Toy, ToyExpert
 
 
@@ -118,7 +119,7 @@ def test_the_episode_is_cut_at_max_steps():
 
 
 def test_an_unknown_camera_or_strategy_is_named():
-    with pytest.raises(ValueError, match="front.*agentview"):
+    with pytest.raises(ValueError, match=r"front.*agentview"):
         Toy(cameras=("front",))
-    with pytest.raises(ValueError, match="up.*left"):
+    with pytest.raises(ValueError, match=r"up.*left"):
         ToyExpert(strategy="up")

@@ -20,6 +20,7 @@ def checked_action(action, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     if wrong.any():
         index = int(np.argmax(wrong))
         raise ValueError(
-            f"action[{index}] = {vector[index]} is outside [{low[index]}, {high[index]}]; clip or rescale it to the limits of env.action_space"
+            f"action[{index}] = {vector[index]} is outside [{low[index]}, {high[index]}]; "
+            "clip or rescale it to the limits of env.action_space"
         )
     return vector

@@ -1,16 +1,17 @@
 """Push-T in MuJoCo: a disc pushes a T-shaped block onto its outline.
 
-    y +0.256 +----------------+    The square of 512 x 512 pixels of the known task, one pixel a millimetre,
-             |  .             |    origin in the middle and y up. Walls at 0.251 m.
-             |     T   goal   |    The action is where the pusher should go: [-1, 1] is [-0.256, 0.256] m.
-             |  o             |    The pusher follows like a damped spring (20 rad/s), so it arrives late.
-      -0.256 +----------------+ x
+y +0.256 +----------------+    The square of 512 x 512 pixels of the known task, one pixel a millimetre,
+         |  .             |    origin in the middle and y up. Walls at 0.251 m.
+         |     T   goal   |    The action is where the pusher should go: [-1, 1] is [-0.256, 0.256] m.
+         |  o             |    The pusher follows like a damped spring (20 rad/s), so it arrives late.
+  -0.256 +----------------+ x
 """
 
 import copy
 import os
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import gymnasium
 import numpy as np
@@ -38,11 +39,9 @@ class PushT(gymnasium.Env):
     clip(coverage / 0.95, 0, 1) instead.) `terminated` and info["success"] once coverage >= 0.90; truncated after `max_steps` (300).
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": RATE_HZ}
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": RATE_HZ}
 
-    def __init__(
-        self, cameras=None, image_size=64, render="fast", max_steps=None, observation="image", render_mode=None
-    ):
+    def __init__(self, cameras=None, image_size=64, render="fast", max_steps=None, observation="image", render_mode=None):
         _check_choice("observation", observation, ("image", "state"))
         _check_choice("render", render, ("fast", "quality"))
         self.cameras = tuple((CAMERAS if observation == "image" else ()) if cameras is None else cameras)

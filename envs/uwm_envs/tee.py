@@ -1,13 +1,13 @@
 """The T of Push-T as plane geometry: where its two rectangles are, and how much of one T covers another.
 
-              0.12 m               Body frame: origin at the centre of mass, angle 0 as drawn,
-        +----------------+         anticlockwise positive. A pose is (x m, y m, angle rad).
-        |      bar       | 0.03
-        +----+  o   +----+         o is 0.0407 m below the upper edge. (The original task puts its
-             | stem |              origin in the middle of that edge and lets y grow downwards.)
-             |      | 0.09
-             +------+
-               0.03
+      0.12 m               Body frame: origin at the centre of mass, angle 0 as drawn,
++----------------+         anticlockwise positive. A pose is (x m, y m, angle rad).
+|      bar       | 0.03
++----+  o   +----+         o is 0.0407 m below the upper edge. (The original task puts its
+     | stem |              origin in the middle of that edge and lets y grow downwards.)
+     |      | 0.09
+     +------+
+       0.03
 """
 
 import math

@@ -1,16 +1,17 @@
 """A point robot that must get past a disc to a green target: a whole world in numpy, for tests that train.
 
-    y +1 +-----------------+      agentview sees the whole square, +x right, +y up (upright).
-         |     target      |      wrist sees a square of 0.8 m centred on the robot.
-         |                 |
-         |  left (O) right |      Going left or right of the disc is equally good, so
-         |                 |      demonstrations have two modes.
-         |      robot      |
-      -1 +-----------------+ x
-        -1                +1      metres
+y +1 +-----------------+      agentview sees the whole square, +x right, +y up (upright).
+     |     target      |      wrist sees a square of 0.8 m centred on the robot.
+     |                 |
+     |  left (O) right |      Going left or right of the disc is equally good, so
+     |                 |      demonstrations have two modes.
+     |      robot      |
+  -1 +-----------------+ x
+    -1                +1      metres
 """
 
 import copy
+from typing import ClassVar
 
 import gymnasium
 import numpy as np
@@ -39,7 +40,7 @@ class Toy(gymnasium.Env):
     `render` is accepted for uniformity: both profiles draw the same picture.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": RATE_HZ}
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": RATE_HZ}
 
     def __init__(self, cameras=CAMERAS, image_size=32, render="fast", max_steps=None, render_mode=None):
         unknown = [name for name in cameras if name not in CAMERAS]
@@ -53,7 +54,7 @@ class Toy(gymnasium.Env):
         self.action_space = box(-1.0, 1.0, (2,), np.float32)
         self._low, self._high = np.full(2, -1.0), np.full(2, 1.0)
         image = box(0, 255, (self.image_size, self.image_size, 3), np.uint8)
-        spaces = {name: image for name in self.cameras}
+        spaces = dict.fromkeys(self.cameras, image)
         self.observation_space = gymnasium.spaces.Dict({**spaces, "proprio": box(-1.0, 1.0, (2,), np.float32)})
         self.card = _card(self.cameras, self.image_size, render, self.max_steps)
         self._position = self._target = self._obstacle = np.zeros(2)

@@ -1,10 +1,10 @@
 """Shortest ways for the disc around the T, without touching it.
 
-          *------------------*      Way points (*) stand off the six outer corners of the T. A way is a chain of
-          | +--------------+ |      straight legs over some of them; a leg is free when points along it
-          *-+---+      +---+-*      keep their distance. Six points make every shortest way worth having.
-                |      |
-            *---+------+---*
+*------------------*      Way points (*) stand off the six outer corners of the T. A way is a chain of
+| +--------------+ |      straight legs over some of them; a leg is free when points along it
+*-+---+      +---+-*      keep their distance. Six points make every shortest way worth having.
+      |      |
+  *---+------+---*
 """
 
 import numpy as np
