@@ -46,6 +46,7 @@ def _door(sim_env, data):
         _pose(data, sim_env.object_body_ids["door"], "door")
         | _pose(data, sim_env.object_body_ids["latch"], "latch")
         | {"handle_pos": data.site_xpos[sim_env.door_handle_site_id].copy()}
+        | {"hinge_pos": data.xanchor[sim_env.sim.model.joint_name2id(sim_env.door.joints[0])].copy()}
         | {f"{name}_angle": data.qpos[[address]] for name, address in angles.items()}
     )
 

@@ -20,6 +20,13 @@ def yaw_rotation(yaw: float) -> np.ndarray:
     return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
+def about(axis: np.ndarray, angle: float) -> np.ndarray:
+    """Rotation matrix (3, 3) about a unit `axis` by `angle` radians (Rodrigues' formula)."""
+    x, y, z = axis
+    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+    return np.eye(3) + np.sin(angle) * cross + (1.0 - np.cos(angle)) * (cross @ cross)
+
+
 def pointing_down(yaw: float = 0.0) -> np.ndarray:
     """Gripper rotation (3, 3) that points down, turned by `yaw` radians about the vertical."""
     return yaw_rotation(yaw) @ _DOWN
