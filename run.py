@@ -71,7 +71,7 @@ def call(command, env=None, log=None, show=("Downloading ", "Building ", "Resolv
             stderr=subprocess.STDOUT, universal_newlines=True, errors="replace",
         )  # fmt: skip
     except OSError as error:
-        raise SetupError("cannot start {}: {}".format(command[0], error.strerror)) from error
+        raise SetupError(f"cannot start {command[0]}: {error.strerror}") from error
     lines = []
     with process:
         for line in process.stdout:
@@ -82,7 +82,7 @@ def call(command, env=None, log=None, show=("Downloading ", "Building ", "Resolv
         with open(str(log), "a", encoding="utf-8") as file:
             file.write("$ {}\n{}\n".format(" ".join(map(str, command)), "\n".join(lines)))
     if process.returncode != 0:
-        raise SetupError(cause_of("\n".join(lines)) + (" (everything it said: {})".format(log) if log else ""))
+        raise SetupError(cause_of("\n".join(lines)) + (f" (everything it said: {log})" if log else ""))
     return lines
 
 
@@ -90,7 +90,7 @@ def cause_of(output):
     """One line for what pip, uv or apt said: what is wrong, and what to do."""
     known = (
         (("No space left on device", "os error 28"),
-         "the disk is full: free at least {:g} GB for .venv and the download cache, then run the same command again".format(FREE_GB)),
+         f"the disk is full: free at least {FREE_GB:g} GB for .venv and the download cache, then run the same command again"),
         (("Hash mismatch", "hash mismatch", "DO NOT MATCH THE HASHES"),
          "a package arrived with another hash than requirements.lock holds: a broken download or a changed mirror"),
         (("No module named pip", "No module named 'pip'"),
@@ -99,7 +99,7 @@ def cause_of(output):
           "timed out", "error sending request", "Failed to establish", "Max retries", "tcp connect error"),
          "no network: the package index does not answer. Check the connection or the proxy, or set PIP_FIND_LINKS to a "
          "folder of wheels, then run the same command again"),
-        (("Permission denied", "os error 13"), "no permission to write in {}".format(ROOT)),
+        (("Permission denied", "os error 13"), f"no permission to write in {ROOT}"),
     )  # fmt: skip
     for signs, meaning in known:
         if any(sign in output for sign in signs):
@@ -146,8 +146,8 @@ def torch_arguments(settings):
     for folder in folders:
         arguments += ["--find-links", folder]
     here = [Path(folder.replace("file://", "", 1)) for folder in folders if "://" not in folder or folder.startswith("file://")]
-    held = len(here) < len(folders) or any(list(folder.glob("torch-{}*.whl".format(TORCH))) for folder in here)
-    return arguments if held else arguments + ["--torch-backend=auto"]
+    held = len(here) < len(folders) or any(list(folder.glob(f"torch-{TORCH}*.whl")) for folder in here)
+    return arguments if held else [*arguments, "--torch-backend=auto"]
 
 
 def uv_environment(settings):
@@ -174,14 +174,14 @@ def check_python(version=None, which=shutil.which):
     if OLDEST <= version <= NEWEST:
         return
     other = next((name for name in ("python3.11", "python3.12") if which(name)), None)
-    advice = "run it with {}".format(other) if other else "install one (Debian: apt-get install python3)"
-    raise SetupError("Python 3.11 or 3.12 is needed, this is {}.{}: {}".format(version[0], version[1], advice))
+    advice = f"run it with {other}" if other else "install one (Debian: apt-get install python3)"
+    raise SetupError(f"Python 3.11 or 3.12 is needed, this is {version[0]}.{version[1]}: {advice}")
 
 
 def check_disk(path=ROOT):
     free = shutil.disk_usage(str(path)).free / 1e9
     if free < FREE_GB:
-        raise SetupError("the disk is too full: {:.1f} GB free in {}, {:g} GB are needed".format(free, path, FREE_GB))
+        raise SetupError(f"the disk is too full: {free:.1f} GB free in {path}, {FREE_GB:g} GB are needed")
 
 
 def fingerprint():
@@ -229,7 +229,7 @@ def install(uv, settings, env, log):
     locked = ["--require-hashes", "--no-deps", "-r", LOCK]
     # antlr4 (Hydra's parser) comes as source: what builds it is held by the same hashes.
     call([*pip, *locked, "--build-constraints", LOCK, "--require-build-hashes", *find_links], env=env, log=log)
-    print("[3/5] torch {}".format(TORCH), flush=True)
+    print(f"[3/5] torch {TORCH}", flush=True)
     call([*pip, *torch_arguments(settings)], env=env, log=log)
     print("[4/5] uwm itself, editable", flush=True)
     call([*pip, "--no-deps", "--no-build-isolation", "--offline", "--editable", ROOT], env=env, log=log)
@@ -264,7 +264,7 @@ def check_rendering(log):
     if not shutil.which("apt-get"):
         raise SetupError("no frame can be rendered: install EGL (Debian's names: {}) and run again".format(" ".join(SYSTEM_PACKAGES)))
     if os.geteuid() != 0:
-        raise SetupError("no frame can be rendered: run  sudo sh -c '{}'  and then the same command again".format(line))
+        raise SetupError(f"no frame can be rendered: run  sudo sh -c '{line}'  and then the same command again")
     print("      " + line, flush=True)
     env = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
     call(["apt-get", "update"], env=env, log=log, show=())
@@ -272,7 +272,7 @@ def check_rendering(log):
     try:
         call(probe, env=runtime_environment(), log=log)
     except SetupError as error:
-        raise SetupError("still no frame can be rendered: {}".format(error)) from error
+        raise SetupError(f"still no frame can be rendered: {error}") from error
 
 
 def setup():
@@ -293,7 +293,7 @@ def install_everything(log):
     log.write_text("")
     with contextlib.suppress(FileNotFoundError):
         STAMP.unlink()
-    print("[1/5] uv {} into .tools/".format(UV), flush=True)
+    print(f"[1/5] uv {UV} into .tools/", flush=True)
     settings = read_pip_settings()
     uv, env = get_uv(log), uv_environment(settings)
     print("[2/5] the locked packages into .venv/", flush=True)
@@ -302,7 +302,7 @@ def install_everything(log):
     print("[5/5] one rendered frame", flush=True)
     check_rendering(log)
     STAMP.write_text(json.dumps(fingerprint()))
-    print("ready after {:.0f} s".format(time.monotonic() - begin), flush=True)
+    print(f"ready after {time.monotonic() - begin:.0f} s", flush=True)
 
 
 # ---------------------------------------------------------------------------------------------------------- the commands
@@ -338,7 +338,7 @@ def lock(_arguments):
     uv = get_uv(None)
     excludes, constraints = TOOLS / "excludes.txt", TOOLS / "constraints.txt"
     excludes.write_text("\n".join(NEVER_LOCKED) + "\n")
-    constraints.write_text("torch=={}\n".format(TORCH))
+    constraints.write_text(f"torch=={TORCH}\n")
     torch = [argument for argument in torch_arguments(settings)[1:] if argument != "--torch-backend=auto"] or ["--torch-backend=cpu"]
     command = [uv, "pip", "compile", ROOT / "pyproject.toml", "--all-extras", "--upgrade", "--python-version", "3.11"]
     command += ["--generate-hashes", "--no-emit-index-url", "--no-emit-find-links", "--no-annotate", "--no-emit-package", "torch"]
@@ -347,8 +347,8 @@ def lock(_arguments):
     text = LOCK.read_text()
     strangers = [word for word in ("://", "\nnvidia-", "\ntriton") if word in text]
     if strangers:
-        raise SetupError("requirements.lock holds {}: compile it where torch's CPU build can be found".format(strangers))
-    print("requirements.lock: {} packages".format(sum(line[:1].isalnum() for line in text.splitlines())))
+        raise SetupError(f"requirements.lock holds {strangers}: compile it where torch's CPU build can be found")
+    print(f"requirements.lock: {sum(line[:1].isalnum() for line in text.splitlines())} packages")
 
 
 def main(arguments):
@@ -362,10 +362,10 @@ def main(arguments):
     try:
         commands[arguments[0]](arguments[1:])
     except SetupError as error:
-        print("run.py: error: {}".format(error), file=sys.stderr)
+        print(f"run.py: error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print("run.py: error: {}".format(cause_of(str(error))), file=sys.stderr)
+        print(f"run.py: error: {cause_of(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nrun.py: stopped; run the same command again to go on", file=sys.stderr)

@@ -20,7 +20,9 @@ def configs(tmp_path, monkeypatch):
     (folder / "size").mkdir(parents=True)
     (folder / "size" / "s.yaml").write_text("width: 64\ndepth: 2\n")
     (folder / "size" / "m.yaml").write_text("width: 128\ndepth: 4\n")
-    (folder / "train.yaml").write_text("defaults: [_self_, {size: s}]\nsteps: 100\nrate: 1e-3\nout: runs/${name}\nname: lift\nlevels: [0, 1]\n")
+    (folder / "train.yaml").write_text(
+        "defaults: [_self_, {size: s}]\nsteps: 100\nrate: 1e-3\nout: runs/${name}\nname: lift\nlevels: [0, 1]\n"
+    )
     (folder / "eval.yaml").write_text("checkpoint: ???\nrollouts: 50\n")
     monkeypatch.setattr(cli, "configs_dir", lambda: folder)
     return folder
@@ -56,7 +58,10 @@ def test_a_command_gets_its_config_as_a_plain_dict_with_everything_resolved(conf
     assert type(config["size"]) is dict and type(config["levels"]) is list
 
 
-@pytest.mark.parametrize("words", [["--config", "train", "steps=3", "name=x"], ["steps=3", "--config", "train", "name=x"], ["steps=3", "name=x", "--config=train"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--config", "train", "steps=3", "name=x"], ["steps=3", "--config", "train", "name=x"], ["steps=3", "name=x", "--config=train"]],
+)
 def test_overrides_may_stand_before_between_and_after_options(configs, build, words):
     assert cli.main(["train", *words]) == 0
     config = build.calls[0][1][0]
@@ -146,7 +151,14 @@ def test_debug_adds_the_traceback(configs, build, capsys):
     assert "Traceback" in error and error.endswith("uwm: error: no such thing\n")
 
 
-@pytest.mark.parametrize("bug", [RuntimeError("shapes"), ModuleNotFoundError("No module named 'uwm.nowhere'", name="uwm.nowhere"), ImportError("cannot import name 'x'")])
+@pytest.mark.parametrize(
+    "bug",
+    [
+        RuntimeError("shapes"),
+        ModuleNotFoundError("No module named 'uwm.nowhere'", name="uwm.nowhere"),
+        ImportError("cannot import name 'x'"),
+    ],
+)
 def test_a_bug_keeps_its_traceback(configs, build, bug):
     build.result = bug
     with pytest.raises(type(bug)):

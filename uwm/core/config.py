@@ -23,7 +23,7 @@ class ConfigError(ValueError):
     """A config that cannot be meant: says where, what was expected, what arrived, what to try."""
 
 
-def from_mapping(cls: type[T], mapping: Mapping, where: str = "config") -> T:
+def from_mapping(cls: type[T], mapping: Any, where: str = "config") -> T:
     """Build the dataclass `cls` from a mapping with string keys.
 
     Fields may be bool, int, float (an int will do), str, None, Path, Enum (by value or by name), Literal, Optional and
