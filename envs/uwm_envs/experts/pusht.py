@@ -24,6 +24,8 @@ WIDEST_RAD = 0.6  # between the push and the edge's normal
 RUN_UP_M = 0.008
 WALK_COST = 0.01  # m of error that a metre of walking must gain
 PUSH_COST_M = 0.0005
+LEAST_M = 0.0005  # a push must move the block so far: one that does nothing postpones the good one for ever
+READY_M, DONE_M = 0.002, 0.0007  # how close to where a push begins and ends
 NOISE_UNIT = 0.1  # action units; a noise of 0.3 then means the same trouble here as in the other worlds
 NEAR_M = 0.02  # error below which turning and moving count as they do in coverage
 # m of error for a radian; 0.05 is about the T's radius of gyration
@@ -70,14 +72,14 @@ class PushTExpert:
         """Where the pusher should be sent now (m)."""
         block, disc = scene["block"], scene["pusher"]
         self._ticks += 1
-        if self._pushing and (np.hypot(*(self._push.end - disc)) < 0.002 or self._ticks > 12):
+        if self._pushing and (np.hypot(*(self._push.end - disc)) < DONE_M or self._ticks > 12):
             self._push, self._pushing = None, False
         touched = self._push is not None and not self._pushing and _moved(block, self._push.block)
         if self._push is None or touched or (not self._pushing and self._ticks > 40):
             self._push, self._pushing, self._ticks = self._plan(block, disc), False, 0
         if self._push is None:
             return _step_away(disc, block)
-        if not self._pushing and np.hypot(*(self._push.ready - disc)) < 0.002:
+        if not self._pushing and np.hypot(*(self._push.ready - disc)) < READY_M:
             self._pushing, self._ticks = True, 0
         if self._pushing:
             return _towards(disc, self._push.end, 0.05)
@@ -135,9 +137,12 @@ class _Tries:
         error[~np.logical_and.accumulate(inside, axis=0)] = np.inf
         cut = error.argmin(0)
         rows = np.arange(len(before))
-        self.block, self.error = trace[cut, rows], np.where(valid, error[cut, rows], np.inf)
+        self.block = trace[cut, rows]
+        shift = self.block - before
+        valid &= np.hypot(shift[:, 0], shift[:, 1]) + TURN_M["near"] * np.abs(shift[:, 2]) >= LEAST_M
         self.end = start + direction * (step * (cut + 1))[:, None]
-        self.error[np.abs(self.end).max(-1) > REACH_M] = np.inf
+        valid &= np.abs(self.end).max(-1) <= REACH_M
+        self.error = np.where(valid, error[cut, rows], np.inf)
 
 
 def _contacts(poses, samples, rng):
