@@ -96,7 +96,8 @@ def cause_of(output):
         (("No module named pip", "No module named 'pip'"),
          "this Python has no pip: install it (Debian: apt-get install python3-pip) and run the same command again"),
         (("dns error", "Name or service not known", "name resolution", "Network is unreachable", "Connection refused",
-          "timed out", "error sending request", "Failed to establish", "Max retries", "tcp connect error"),
+          "timed out", "error sending request", "Failed to establish", "Max retries", "tcp connect error",
+          "No matching distribution found for uv"),
          "no network: the package index does not answer. Check the connection or the proxy, or set PIP_FIND_LINKS to a "
          "folder of wheels, then run the same command again"),
         (("Permission denied", "os error 13"), f"no permission to write in {ROOT}"),

@@ -172,7 +172,8 @@ def test_a_set_up_that_failed_leaves_no_stamp(run, monkeypatch):
     [
         ("error: failed to write\n  Caused by: No space left on device (os error 28)", "the disk is full"),
         ("error: Request failed\n  Caused by: dns error: failed to lookup address", "no network"),
-        ("WARNING: Retrying: Failed to establish a new connection\nERROR: No matching distribution found for uv", "no network"),
+        ("WARNING: Retrying: Failed to establish a new connection", "no network"),
+        ("ERROR: No matching distribution found for uv==0.13.9", "no network"),
         ("/usr/bin/python3: No module named pip", "apt-get install python3-pip"),
         ("error: Hash mismatch for `numpy==1.26.4`", "another hash than requirements.lock holds"),
         ("error: Permission denied (os error 13)", "no permission to write"),
