@@ -17,7 +17,8 @@ TURNED_RAD = 0.2
 LOST_M = 0.05
 BEFORE_M = 0.09  # distance before the lever at which the hand finishes turning towards the panel
 CLOSE_TICKS = 7
-FREE_RAD = 1.2  # lever angle at which the latch no longer touches the frame
+FREE_RAD = 1.25  # lever angle at which the latch no longer touches the frame
+PULL_RAD = 1.5  # lever angle asked for while pulling
 LEVER_STEP_RAD = 0.30  # how far ahead on its arc the lever is sent
 HINGE_STEP_RAD = 0.15
 _VERTICAL = np.array([0.0, 0.0, 1.0])
@@ -27,7 +28,7 @@ class DoorExpert(ArmExpert):
     """Strategies: `outer` and `inner`, where on the lever the hand takes hold (metres from its pivot)."""
 
     strategies = ("outer", "inner")
-    _HOLD_M = {"outer": 0.130, "inner": 0.105}
+    _HOLD_M = {"outer": 0.135, "inner": 0.120}
 
     def begin(self, state):
         self._enter("approach")
@@ -64,9 +65,12 @@ class DoorExpert(ArmExpert):
         return servo(state, lever.pivot + step @ (lever.hold - lever.pivot), step @ lever.grip, CLOSE)
 
     def _pull(self, state, lever):
+        # Keep pressing the lever down while pulling: its spring would let the latch catch the frame again.
+        press = about(-lever.normal, max(PULL_RAD - lever.angle, 0.0))
+        pressed = lever.pivot + press @ (lever.hold - lever.pivot)
         step = about(_VERTICAL, HINGE_STEP_RAD)
-        target = state["hinge_pos"] + step @ (lever.hold - state["hinge_pos"])
-        return servo(state, target, step @ lever.grip, CLOSE)
+        target = state["hinge_pos"] + step @ (pressed - state["hinge_pos"])
+        return servo(state, target, step @ press @ lever.grip, CLOSE)
 
 
 class _Lever:
