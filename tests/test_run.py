@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+MIRROR = "https://mirror/simple"
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def finished(run):
         ("install.find-links='a b'", {"find-links": ["a", "b"]}),
         ("global.find-links='\\na\\nb'", {"find-links": ["a", "b"]}),
         (":env:.find-links='a'\nglobal.find-links='a'\nuser.find-links='c'", {"find-links": ["a", "c"]}),
-        ("global.cert='x.crt'\nglobal.timeout='5'\nglobal.index-url='https://mirror/simple'", {"cert": ["x.crt"], "index-url": ["https://mirror/simple"]}),
+        (f"global.cert='x.crt'\nglobal.timeout='5'\nglobal.index-url='{MIRROR}'", {"cert": ["x.crt"], "index-url": [MIRROR]}),
         ("download.find-links='a'\nfreeze.find-links='b'\nnonsense", {}),
     ],
 )
@@ -83,9 +84,9 @@ def test_uv_hears_pips_index_and_certificates_but_the_users_own_uv_settings_win(
     for name in ("UV_DEFAULT_INDEX", "SSL_CERT_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("VIRTUAL_ENV", "somewhere")
-    settings = {"index-url": ["https://mirror/simple"], "cert": ["x.crt"]}
+    settings = {"index-url": [MIRROR], "cert": ["x.crt"]}
     env = run.uv_environment(settings)
-    assert (env["UV_DEFAULT_INDEX"], env["SSL_CERT_FILE"]) == ("https://mirror/simple", "x.crt") and "VIRTUAL_ENV" not in env
+    assert (env["UV_DEFAULT_INDEX"], env["SSL_CERT_FILE"]) == (MIRROR, "x.crt") and "VIRTUAL_ENV" not in env
     monkeypatch.setenv("UV_DEFAULT_INDEX", "https://mine/simple")
     assert run.uv_environment(settings)["UV_DEFAULT_INDEX"] == "https://mine/simple"
 
