@@ -5,6 +5,7 @@ import numpy as np
 from uwm_envs.experts.motion import wrapped
 from uwm_envs.experts.pick_place import PickAndPlace
 
+_ROOM_FOR_FINGERS_M = 0.11  # between the middles of the cubes
 _RED_HALF_M, _GREEN_HALF_M = 0.020, 0.025
 
 
@@ -15,8 +16,14 @@ class StackExpert(PickAndPlace):
     carry_height_m = 0.94
 
     def grasp_yaw(self, state):
+        """The nearest quarter turn, or, with the green cube close by, the one that keeps the fingers off it."""
         red = state["cubeA_rot"]
-        return wrapped(np.arctan2(red[1, 0], red[0, 0]), np.pi / 2)
+        near = wrapped(np.arctan2(red[1, 0], red[0, 0]), np.pi / 2)
+        other = near - np.copysign(np.pi / 2, near)
+        to_green = (state["cubeB_pos"] - state["cubeA_pos"])[:2]
+        if np.linalg.norm(to_green) > _ROOM_FOR_FINGERS_M:
+            return near
+        return min((near, other), key=lambda yaw: abs(to_green @ (-np.sin(yaw), np.cos(yaw))))
 
     def grasp_point(self, state):
         return state["cubeA_pos"]
