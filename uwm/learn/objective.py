@@ -29,11 +29,16 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows ready for the objective: what is observed, clean tokens (B, N, S) and which of them exist (B, N)."""
+    """Windows ready for the objective: what is observed, clean tokens (B, N, S) and which of them exist (B, N).
+
+    `clean` holds the actions that were executed, which is what dynamics are about. `intended` (B, n, A), if there is one,
+    holds the action tokens to imitate: a noisy demonstrator's own wish, without the noise that it had to correct.
+    """
 
     observation: Observation
     clean: Float[Tensor, "B N S"]
     valid: Bool[Tensor, "B N"]
+    intended: Float[Tensor, "B n A"] | None = None
 
 
 def loss(
@@ -50,11 +55,17 @@ def loss(
     for layout, chosen in _groups(model.layout, role):
         columns = layout.index_in(model.layout)
         part = Draw(drawn.level[chosen][:, columns], role[chosen][:, columns])
-        clean = batch.clean[window[chosen]][:, columns, : layout.size]
+        source = batch.clean[:, columns, : layout.size]
+        if batch.intended is not None and not layout.of_kind("video"):
+            source = batch.intended
+        clean = source[window[chosen]]
         group_noise = noise[chosen][:, columns, : layout.size]
         for name, pair in _errors(model, layout, part, clean, group_noise, prefix.at(window[chosen])).items():
             sums.setdefault(name, []).append(pair)
-    means = {name: torch.stack([p[0] for p in pairs]).sum() / max(sum(p[1] for p in pairs), 1) for name, pairs in sums.items()}
+    means = {
+        name: torch.stack([total for total, _ in pairs]).sum() / max(sum(count for _, count in pairs), 1)
+        for name, pairs in sums.items()
+    }
     weights = {"action": config.action_weight, "video": config.video_weight}
     total = sum(weights[model.layout[name].kind] * mean for name, mean in means.items())
     return total, {name: float(mean.detach()) for name, mean in means.items()}

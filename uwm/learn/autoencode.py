@@ -1,0 +1,81 @@
+"""Trains the autoencoder on frames, and keeps the latents of a dataset so that no step encodes a frame twice."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from uwm.core.shapes import Float, Int, UInt8
+from uwm.learn.optim import OptimConfig, optimiser, rate_at
+from uwm.nn.autoencoder import Autoencoder
+from uwm.nn.codecs import VideoCodec, frames_to_unit
+
+
+@dataclass(frozen=True)
+class AutoencodeConfig:
+    """Steps and frames per step of the autoencoder's own training, which comes before the model's."""
+
+    steps: int = 250
+    batch: int = 64
+    rate: float = 2e-3
+
+
+def train_autoencoder(
+    autoencoder: Autoencoder,
+    frames: UInt8[Tensor, "F H W 3"],
+    config: AutoencodeConfig,
+    seed: int,
+    precision: torch.dtype = torch.float32,
+    on_step: Callable[[int, float], None] | None = None,
+) -> float:
+    """Minimises the squared error of reconstructed frames, then measures the latents' spread; returns the last error."""
+    generator = Generator().manual_seed(seed)
+    autoencoder.requires_grad_(True)
+    optim = OptimConfig(rate=config.rate, weight_decay=1e-4, warmup=20, final=0.01)
+    update, error = optimiser(autoencoder, optim), float("nan")
+    for step in range(config.steps):
+        for group in update.param_groups:
+            group["lr"] = rate_at(step, config.steps, optim)
+        chosen = torch.randint(len(frames), (config.batch,), generator=generator)
+        image = frames_to_unit(frames[chosen])
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            loss = (autoencoder.reconstruct(image).float() - image).square().mean()
+        update.zero_grad(set_to_none=True)
+        loss.backward()
+        update.step()
+        error = float(loss.detach())
+        if on_step:
+            on_step(step, error)
+    autoencoder.requires_grad_(False)
+    chosen = torch.randint(len(frames), (min(512, len(frames)),), generator=generator)
+    autoencoder.measure_spread(frames_to_unit(frames[chosen]))
+    return error
+
+
+class LatentTable:
+    """Video tokens of every frame of some episodes, one row a frame: encoded once, looked up ever after.
+
+    `episodes` yields {camera: (T + 1, H, W, 3) uint8} in the order of the window numbers' episodes.
+    """
+
+    def __init__(self, codec: VideoCodec, episodes: Iterable[dict[str, Tensor]], cameras: tuple[str, ...]):
+        rows: dict[str, list[Tensor]] = {camera: [] for camera in cameras}
+        lengths = []
+        for frames in episodes:
+            for camera in cameras:
+                image = frames_to_unit(frames[camera])[:, None]
+                rows[camera].append(torch.cat([codec.encode(part) for part in image.split(256)]))
+            lengths.append(len(frames[cameras[0]]) if cameras else 0)
+        self.tokens = {camera: torch.cat(parts) for camera, parts in rows.items()}
+        self.lengths = torch.tensor(lengths)
+        self.starts = self.lengths.cumsum(0) - self.lengths
+
+    def at(
+        self, camera: str, place: Int[Tensor, " B"], frames: Int[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, "B N S"], Tensor]:
+        """Tokens of frames of the place-th episode, clamped into it, and which frames were really there (B, T)."""
+        last = self.lengths[place][:, None] - 1
+        inside = frames.clamp(min=0).minimum(last)
+        rows = self.starts[place][:, None] + inside
+        return self.tokens[camera][rows].flatten(1, 2), inside == frames

@@ -1,0 +1,117 @@
+"""A checkpoint is a folder: what it is in JSON, weights in safetensors, nothing pickled.
+
+```
+runs/lift/model/
+  checkpoint.json        format, step, seed, resolved config, card (cameras, orientation, action convention, data checksum)
+  model.safetensors      weights as trained          average.safetensors   their moving average, which acts
+  optimiser.safetensors  what resuming needs besides
+```
+
+A new checkpoint is written beside the old one and takes its place by renaming: a crash leaves one of them whole.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+FORMAT = "uwm-checkpoint-1"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used, and why."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Contents of a checkpoint folder; `optimiser` is empty in one that only acts."""
+
+    step: int
+    config: dict
+    card: dict
+    weights: dict[str, Tensor]
+    average: dict[str, Tensor]
+    optimiser: dict[str, Tensor]
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes the folder in one move: `path` holds the old checkpoint or the new one, never a mixture."""
+    path = Path(path)
+    fresh, old = path.with_name(path.name + ".new"), path.with_name(path.name + ".old")
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    save_file(_plain(checkpoint.weights), fresh / "model.safetensors")
+    save_file(_plain(checkpoint.average), fresh / "average.safetensors")
+    if checkpoint.optimiser:
+        save_file(_plain(checkpoint.optimiser), fresh / "optimiser.safetensors")
+    about = {"format": FORMAT, "step": checkpoint.step, "config": checkpoint.config, "card": checkpoint.card}
+    (fresh / "checkpoint.json").write_text(json.dumps(about, indent=1))
+    if path.exists():
+        os.replace(path, old)
+    os.replace(fresh, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load(path: Path, for_training: bool = False) -> Checkpoint:
+    """Reads the folder. CheckpointError says what is missing or foreign; `for_training` wants the optimiser too."""
+    path = Path(path)
+    if not path.exists() and path.with_name(path.name + ".old").exists():
+        path = path.with_name(path.name + ".old")  # a crash between the two renames of `save`
+    about = describe(path)
+    try:
+        parts = {name: load_file(path / f"{name}.safetensors") for name in ("model", "average")}
+        rest = load_file(path / "optimiser.safetensors") if for_training else {}
+    except (FileNotFoundError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: weights are missing or damaged ({error}); train again or copy the folder whole") from error
+    return Checkpoint(about["step"], about["config"], about["card"], parts["model"], parts["average"], rest)
+
+
+def describe(path: Path) -> dict:
+    """The JSON part alone, checked for format."""
+    file = Path(path) / "checkpoint.json"
+    if not file.is_file():
+        raise CheckpointError(f"{path} is no checkpoint folder: it has no checkpoint.json")
+    try:
+        about = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{file} is damaged: {error}") from error
+    if about.get("format") != FORMAT:
+        raise CheckpointError(f"{file} has format {about.get('format')!r}, this version reads {FORMAT!r}")
+    return about
+
+
+def refuse_mismatch(card: dict, env_card: dict) -> None:
+    """CheckpointError when a world differs from the one that a checkpoint was trained for, naming every field."""
+    fields = ("robot", "rate_hz", "image_size", "image_orientation", "render_profile", "proprio", "action")
+    wrong = [f"{name}: trained with {card.get(name)!r}, got {env_card.get(name)!r}" for name in fields if card.get(name) != env_card.get(name)]
+    missing = set(card.get("cameras", ())) - set(env_card.get("cameras", ()))
+    if missing:
+        wrong.insert(0, f"cameras {sorted(missing)} are missing; the world has {env_card.get('cameras')}")
+    if wrong:
+        raise CheckpointError("the checkpoint does not fit this world: " + "; ".join(wrong))
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The moments of an optimiser as named tensors."""
+    state = optimiser.state_dict()["state"]
+    return {f"{index}.{name}": torch.as_tensor(value) for index, slot in state.items() for name, value in slot.items()}
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `optimiser_tensors`, for an optimiser over the same parameters."""
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        slots.setdefault(int(index), {})[name] = value
+    optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().contiguous() for name, value in tensors.items()}

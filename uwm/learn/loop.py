@@ -1,0 +1,93 @@
+"""The training loop, readable from top to bottom. It gets an iterable of batches and opens no file.
+
+Everything random is a function of (seed, step): a run that was stopped and resumed equals one that was not.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator
+
+from uwm.learn.objective import Batch, ObjectiveConfig, loss
+from uwm.learn.optim import Average, OptimConfig, clip_gradients, optimiser, rate_at
+from uwm.nn.model import UnifiedModel
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how large a batch, in which precision; objective and optimiser beside."""
+
+    steps: int = 1000
+    batch: int = 64
+    seed: int = 0
+    precision: str = "bfloat16"
+    save_every: int = 100
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self):
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {sorted(PRECISIONS)}, got {self.precision!r}")
+
+
+@dataclass
+class TrainState:
+    """What a run is besides its model: optimiser, averaged weights and the number of finished steps."""
+
+    optimiser: torch.optim.AdamW
+    average: Average
+    step: int = 0
+
+    @classmethod
+    def fresh(cls, model: UnifiedModel, config: TrainConfig) -> "TrainState":
+        return cls(optimiser(model, config.optim), Average(model, config.optim.average))
+
+
+def generator_at(seed: int, step: int) -> Generator:
+    """The generator of one step."""
+    return Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+
+
+def train(
+    model: UnifiedModel,
+    state: TrainState,
+    batches: Iterator[Batch],
+    config: TrainConfig,
+    on_step: Callable[[int, dict[str, float]], None],
+    on_save: Callable[[TrainState], None],
+) -> TrainState:
+    """Runs from `state.step` to `config.steps`; `batches` must start at that step.
+
+    `on_save` is called every `save_every` steps, at the end, and when the run is interrupted between two steps.
+    """
+    model.train()
+    try:
+        while state.step < config.steps:
+            figures = _step(model, state, next(batches), config)
+            state.step += 1
+            on_step(state.step, figures)
+            if state.step % config.save_every == 0 and state.step < config.steps:
+                on_save(state)
+    except KeyboardInterrupt:
+        on_save(state)
+        raise
+    on_save(state)
+    return state
+
+
+def _step(model: UnifiedModel, state: TrainState, batch: Batch, config: TrainConfig) -> dict[str, float]:
+    rate = rate_at(state.step, config.steps, config.optim)
+    for group in state.optimiser.param_groups:
+        group["lr"] = rate
+    precision = PRECISIONS[config.precision]
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        total, figures = loss(model, batch, config.objective, generator_at(config.seed, state.step))
+    state.optimiser.zero_grad(set_to_none=True)
+    total.backward()
+    norm = clip_gradients(model, config.optim.clip)
+    state.optimiser.step()
+    state.average.update(model, state.step)
+    return {"loss": float(total.detach()), **figures, "rate": rate, "gradient_norm": float(norm)}

@@ -1,0 +1,86 @@
+"""Collection: scripted experts drive worlds in parallel processes; episodes come back in the order of their seeds."""
+
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Observations (T + 1 of each), executed and intended actions (T of each), and what is known of the run."""
+
+    seed: int
+    observations: dict[str, np.ndarray]
+    action: np.ndarray
+    action_intended: np.ndarray
+    success: bool
+
+
+def record(env: Any, expert: Any, seed: int) -> Episode:
+    """One episode of an expert; a failed one is returned too, marked."""
+    observation, _ = env.reset(seed=seed)
+    # The expert's own randomness must not be the scene's: the same number would tie noise to placement.
+    expert.start(env, np.random.default_rng([seed, 1]))
+    observations, actions, wishes, success, ended = [observation], [], [], False, False
+    while not ended:
+        action, wish = expert.act(env)
+        observation, _, terminated, truncated, info = env.step(action)
+        observations.append(observation)
+        actions.append(action)
+        wishes.append(wish)
+        success, ended = bool(info["success"]), terminated or truncated
+    stacked = {name: np.stack([o[name] for o in observations]) for name in observations[0]}
+    return Episode(seed, stacked, np.stack(actions).astype(np.float32), np.stack(wishes).astype(np.float32), success)
+
+
+def collect(make: Callable[[], tuple[Any, Any]], seeds: Sequence[int], workers: int) -> Iterator[Episode]:
+    """Yields one episode per seed, in the order of `seeds`, from `workers` processes.
+
+    `make()` gives (env, expert) and must be picklable: it runs inside each process, because a rendering context belongs
+    to the process that made it. A worker's error is raised here; workers end when the iterator is closed.
+    """
+    context = get_context("spawn")
+    results = context.Queue(maxsize=2 * workers)
+    jobs = [list(seeds[start::workers]) for start in range(workers)]
+    processes = [context.Process(target=_work, args=(make, job, results), daemon=True) for job in jobs if job]
+    for process in processes:
+        process.start()
+    waiting: dict[int, Episode] = {}
+    try:
+        for seed in seeds:
+            while seed not in waiting:
+                _take(results, processes, waiting)
+            yield waiting.pop(seed)
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def _take(results: Any, processes: list, waiting: dict[int, Episode]) -> None:
+    try:
+        arrived = results.get(timeout=1.0)
+    except queue.Empty:
+        dead = [p.exitcode for p in processes if p.exitcode not in (None, 0)]
+        if dead:
+            raise RuntimeError(f"a collecting process ended with exit code {dead[0]}; whole episodes are kept") from None
+        return
+    if isinstance(arrived, Exception):
+        raise arrived
+    waiting[arrived.seed] = arrived
+
+
+def _work(make: Callable[[], tuple[Any, Any]], seeds: list[int], results: Any) -> None:
+    try:
+        env, expert = make()
+        for seed in seeds:
+            results.put(record(env, expert, seed))
+        env.close()
+    except KeyboardInterrupt:
+        return  # the parent was interrupted too and says so
+    except Exception as error:  # carried to the parent, which raises it
+        results.put(error)

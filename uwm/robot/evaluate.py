@@ -1,0 +1,93 @@
+"""Closed-loop rollouts: a policy and an env in, success, calls and latency per action out."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from uwm.robot.history import History, observe
+from uwm.robot.policy import Policy
+
+
+@dataclass
+class Rollout:
+    """One episode: its seed, whether it succeeded, ticks, network calls, seconds per policy call, perhaps frames."""
+
+    seed: int
+    success: bool
+    ticks: int
+    calls: int
+    act_s: list[float] = field(default_factory=list)
+    frames: list[np.ndarray] = field(default_factory=list)
+
+
+def rollout(env: Any, policy: Policy, seed: int, camera: str | None = None) -> Rollout:
+    """Runs one episode from `env.reset(seed=seed)`. With `camera` its frames are kept."""
+    observation, _ = env.reset(seed=seed)
+    history, memory, before = History(1).add(observation), policy.start([seed]), policy.calls
+    low, high = env.action_space.low, env.action_space.high
+    result, ended = Rollout(seed, False, 0, 0), False
+    while not ended:
+        began = time.perf_counter()
+        memory, actions = policy.act(memory, observe([history.seen[-1]], policy.model.config.cameras))
+        result.act_s.append(time.perf_counter() - began)
+        executed = np.clip(actions[0].numpy(), low, high)
+        for action in executed:
+            observation, _, terminated, truncated, info = env.step(action)
+            history = history.add(observation)
+            result.ticks += 1
+            if camera:
+                result.frames.append(observation[camera])
+            result.success |= bool(info["success"])
+            ended = terminated or truncated
+            if ended:
+                break
+        memory = policy.done(memory, torch.from_numpy(executed)[None])
+    result.calls = policy.calls - before
+    return result
+
+
+def rollouts(env: Any, policy: Policy, seeds: Sequence[int], camera: str | None, keep: int) -> Iterator[Rollout]:
+    """Rollouts over seeds; the first `keep` keep their frames."""
+    for index, seed in enumerate(seeds):
+        yield rollout(env, policy, seed, camera if index < keep else None)
+
+
+def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """The Wilson 95 % interval of a success rate (Wilson 1927)."""
+    if count < 1:
+        raise ValueError("a success rate needs at least one rollout")
+    rate, shrink = successes / count, 1 + z**2 / count
+    centre = (rate + z**2 / (2 * count)) / shrink
+    half = z / shrink * (rate * (1 - rate) / count + z**2 / (4 * count**2)) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def summary(results: Sequence[Rollout]) -> dict:
+    """Figures of a set of rollouts; calls per executed action."""
+    successes, ticks = sum(r.success for r in results), sum(r.ticks for r in results)
+    return {
+        "success": successes / len(results),
+        "successes": successes,
+        "interval": wilson(successes, len(results)),
+        "rollouts": len(results),
+        "seeds": [r.seed for r in results],
+        "failed_seeds": [r.seed for r in results if not r.success],
+        "mean_ticks": ticks / len(results),
+        "calls_per_action": sum(r.calls for r in results) / ticks,
+    }
+
+
+def latency(act: Callable[[], int], repeats: int, warm: int = 3) -> dict[str, float]:
+    """Milliseconds per executed action of `act`, which returns how many actions it gave: p50, p95, p99, warm."""
+    for _ in range(warm):
+        act()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        count = act()
+        times.append(1e3 * (time.perf_counter() - began) / count)
+    return {f"p{q}": float(np.percentile(times, q)) for q in (50, 95, 99)}
