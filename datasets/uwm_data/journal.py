@@ -125,8 +125,7 @@ def read_journal(path: Path, streams: Mapping[str, object]) -> Journal:
             journal.add(episode, len(line) + 1)
         except StoreError as error:
             raise StoreError(
-                f"{path}: line {number + 1} (episode {number}) is damaged: {error}; "
-                f"try `uwm data check {path.parent} --repair`"
+                f"{path}: line {number + 1} (episode {number}) is damaged: {error}; try `uwm data check {path.parent} --repair`"
             ) from error
     return journal
 

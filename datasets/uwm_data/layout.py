@@ -1,12 +1,12 @@
 """The zarr side of a store: the group, one array per stream, and what their metadata must say.
 
-    lift.zarr/
-      zarr.json                  group; attributes: format, version, streams, card; summary of the last clean close
-      episodes.jsonl             the journal: one line per committed episode (the only truth about what is committed)
-      writer.lock                held by the one writer
-      agentview/zarr.json        array (frames, 64, 64, 3) uint8, codec sharding_indexed
-      agentview/c.0.0.0.0 ...    shards, a few MB each
-      proprio/... action/...     each with its own rate and its own number of frames
+lift.zarr/
+  zarr.json                  group; attributes: format, version, streams, card; summary of the last clean close
+  episodes.jsonl             the journal: one line per committed episode (the only truth about what is committed)
+  writer.lock                held by the one writer
+  agentview/zarr.json        array (frames, 64, 64, 3) uint8, codec sharding_indexed
+  agentview/c.0.0.0.0 ...    shards, a few MB each
+  proprio/... action/...     each with its own rate and its own number of frames
 """
 
 from __future__ import annotations

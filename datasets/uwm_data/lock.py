@@ -30,9 +30,7 @@ class WriterLock:
         descriptor = -1 if _held_here(path) else os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         if descriptor < 0 or not _try_lock(descriptor):
             owner = f"process {os.getpid()} (this one)" if descriptor < 0 else _owner(descriptor)
-            raise StoreError(
-                f"{store} is being written by {owner}; wait until it closes the store, or end it. Reading needs no lock"
-            )
+            raise StoreError(f"{store} is being written by {owner}; wait until it closes the store, or end it. Reading needs no lock")
         text = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text.encode(), 0)

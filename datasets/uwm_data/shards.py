@@ -20,11 +20,16 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
-from numcodecs import Blosc
+
+try:
+    import google_crc32c
+    from numcodecs import Blosc
+except ImportError as error:
+    raise ImportError("episode stores need zarr and what comes with it: pip install 'uwm[data]'") from error
 
 from uwm_data.streams import StreamSpec
 
@@ -199,7 +204,7 @@ def _runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
     """(start, stop) of each run of equal neighbours."""
     borders = np.flatnonzero(np.diff(values)) + 1
     edges = [0, *borders.tolist(), len(values)]
-    return ((a, b) for a, b in zip(edges[:-1], edges[1:], strict=True) if a < b)
+    return ((a, b) for a, b in pairwise(edges) if a < b)
 
 
 def _with_crc(data: bytes) -> bytes:

@@ -67,9 +67,7 @@ def _from_histogram(counts: np.ndarray) -> dict[str, np.ndarray]:
     mean = counts @ levels / total
     variance = (counts * (levels - mean[:, None]) ** 2).sum(1) / total
     seen = [levels[np.flatnonzero(row)] for row in counts]
-    quantiles = {
-        key: np.array([_histogram_quantile(row, share) for row in counts]) for key, share in QUANTILES.items()
-    }
+    quantiles = {key: np.array([_histogram_quantile(row, share) for row in counts]) for key, share in QUANTILES.items()}
     return {
         "mean": mean,
         "std": np.sqrt(variance),

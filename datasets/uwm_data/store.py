@@ -1,14 +1,14 @@
 """EpisodeStore: whole episodes in, single frames out; a crash at any point leaves every committed episode readable.
 
-    append(episode)
-      1 check the arrays        nothing written yet; bad data ends here
-      2 encode                  in memory, so the bytes needed are known
-      3 add behind the committed end of each stream's shard, fsync
-      4 add one line to episodes.jsonl, fsync           <- the commit: before it nothing happened, after it all did
+append(episode)
+  1 check the arrays        nothing written yet; bad data ends here
+  2 encode                  in memory, so the bytes needed are known
+  3 add behind the committed end of each stream's shard, fsync
+  4 add one line to episodes.jsonl, fsync           <- the commit: before it nothing happened, after it all did
 
-    episodes.jsonl  | line 0 | line 1 |                 committed
-    agentview       | e0     | e1     | e2 (no line)    a crash between 3 and 4: readers never look past e1,
-    action          | e0     | e1     | e               the next writer cuts the tail off
+episodes.jsonl  | line 0 | line 1 |                 committed
+agentview       | e0     | e1     | e2 (no line)    a crash between 3 and 4: readers never look past e1,
+action          | e0     | e1     | e               the next writer cuts the tail off
 """
 
 from __future__ import annotations
@@ -257,9 +257,7 @@ class EpisodeStore:
     def set_aside(self, reasons: Mapping[int, str]) -> None:
         """Mark episodes as damaged, by one rename of the journal. Their bytes and numbers stay; readers skip them."""
         self._refuse_foreign_writer()
-        episodes = [
-            replace(episode, damaged=reasons.get(episode.index, episode.damaged)) for episode in self.journal.episodes
-        ]
+        episodes = [replace(episode, damaged=reasons.get(episode.index, episode.damaged)) for episode in self.journal.episodes]
         if episodes:
             episodes[-1] = self._ended_before_damage(episodes[-1])
         durable.replace_file(self.path / JOURNAL, b"".join(episode.to_line() for episode in episodes))

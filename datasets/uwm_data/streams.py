@@ -43,7 +43,7 @@ class StreamSpec:
         # A bare string would become a tuple of its letters.
         as_tuple = lambda text: (text,) if isinstance(text, str) else tuple(map(str, text))  # noqa: E731
         object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
-        object.__setattr__(self, "dtype", np.dtype(self.dtype).name)
+        object.__setattr__(self, "dtype", _storable(self.dtype))
         object.__setattr__(self, "rate_hz", float(self.rate_hz))
         object.__setattr__(self, "units", as_tuple(self.units))
         object.__setattr__(self, "names", as_tuple(self.names))
@@ -52,8 +52,6 @@ class StreamSpec:
     def _refuse_nonsense(self) -> None:
         if self.kind not in KINDS:
             raise StoreError(f"stream kind {self.kind!r} is unknown; it must be one of {', '.join(KINDS)}")
-        if np.dtype(self.dtype).kind not in "biuf":
-            raise StoreError(f"stream dtype {self.dtype!r} cannot be stored; use a bool, integer or float type")
         if not (math.isfinite(self.rate_hz) and self.rate_hz > 0):
             raise StoreError(f"rate_hz must be a positive number, got {self.rate_hz}")
         if any(size < 1 for size in self.shape):
@@ -71,6 +69,16 @@ class StreamSpec:
     def to_json(self) -> dict:
         """A JSON-able copy; `StreamSpec(**copy)` gives the spec back."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+def _storable(dtype: str) -> str:
+    try:
+        known = np.dtype(dtype)
+    except TypeError:
+        known = None
+    if known is None or known.kind not in "biuf" or known.itemsize > 8:
+        raise StoreError(f"stream dtype {dtype!r} cannot be stored; use a bool, integer or float type")
+    return known.name
 
 
 def check_names(streams: Mapping[str, StreamSpec]) -> None:
@@ -115,10 +123,7 @@ def check_episode(streams: Mapping[str, StreamSpec], data: Mapping[str, np.ndarr
 def _check_frames(name: str, spec: StreamSpec, values: np.ndarray) -> np.ndarray:
     values = np.asarray(values)
     if values.dtype != np.dtype(spec.dtype):
-        raise StoreError(
-            f"stream {name!r}: dtype {values.dtype}, expected {spec.dtype}; "
-            f"convert on purpose with .astype(np.{spec.dtype})"
-        )
+        raise StoreError(f"stream {name!r}: dtype {values.dtype}, expected {spec.dtype}; convert on purpose with .astype(np.{spec.dtype})")
     if values.ndim == 0 or values.shape[1:] != spec.shape:
         raise StoreError(f"stream {name!r}: shape {values.shape}, expected (frames, {str(spec.shape)[1:-1]})")
     if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -134,12 +139,14 @@ def _check_frames(name: str, spec: StreamSpec, values: np.ndarray) -> np.ndarray
 def _check_lengths(streams: Mapping[str, StreamSpec], arrays: Mapping[str, np.ndarray]) -> None:
     reference = reference_stream(streams)
     counted = len(arrays[reference])
+    if not counted:
+        raise StoreError(f"the episode is empty: stream {reference!r} has 0 frames")
     expected = expected_lengths(streams, counted)
     for name, values in arrays.items():
-        if len(values) != expected[name] or not len(values):
+        if len(values) != expected[name]:
             spec = streams[name]
             raise StoreError(
-                f"stream {name!r} has {len(values)} frames, expected {max(expected[name], 1)}: stream {reference!r} has "
+                f"stream {name!r} has {len(values)} frames, expected {expected[name]}: stream {reference!r} has "
                 f"{counted} at {streams[reference].rate_hz:g} Hz, this one is {spec.kind} at {spec.rate_hz:g} Hz, and an "
                 "episode of T ticks has T actions and T + 1 observations at equal rates"
             )
