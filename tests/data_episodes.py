@@ -1,6 +1,7 @@
 """Small episodes and stores for the tests of `uwm_data`."""
 
 import numpy as np
+
 from uwm_data import EpisodeStore, StreamSpec
 
 STREAMS = {

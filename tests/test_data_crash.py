@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+
 from data_episodes import STREAMS, assert_holds, make_episode, make_store
 from uwm_data import EpisodeStore, StoreError, check, durable, repair
 

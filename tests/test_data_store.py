@@ -9,9 +9,10 @@ import warnings
 
 import numpy as np
 import pytest
-from data_episodes import STREAMS, assert_holds, make_episode, make_store
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from data_episodes import STREAMS, assert_holds, make_episode, make_store
 from uwm_data import EpisodeStore, StoreError, StreamSpec
 
 
