@@ -13,11 +13,14 @@ Importing this package only registers names; a simulator is imported when a worl
 import difflib
 import importlib
 
-import gymnasium
+try:
+    import gymnasium
+except ImportError as error:
+    raise ImportError("worlds need gymnasium, which is not installed: pip install 'uwm[sim]'") from error
 
 from uwm_envs.simulator import choose_gl
 
-choose_gl()
+choose_gl()  # before anything imports mujoco: it reads the choice once
 
 # world -> (environment class, its fixed arguments, expert class)
 _WORLDS = {

@@ -8,8 +8,10 @@ Observations describe the end of the tick. (robosuite's own sensors sample at it
 are one tick old; they are switched off here.)
 """
 
-import numpy as np
+import copy
+
 import gymnasium
+import numpy as np
 from gymnasium import spaces
 
 from uwm_envs import simulator, tasks
@@ -32,6 +34,9 @@ PROPRIO_NAMES = (
 PROPRIO_UNITS = ("m (world)",) * 3 + ("rotation matrix entry, first two columns",) * 6 + ("m",) * 2
 _PROPRIO_LIMIT = np.array([3.0] * 3 + [1.0] * 6 + [0.05] * 2, dtype=np.float32)
 
+# What the arm's controller carries from tick to tick: its goal, and the posture it leans to (the episode's first).
+_ARM_MEMORY = ("goal_pos", "goal_ori", "initial_joint")
+
 _CAMERAS = {"wrist": "robot0_eye_in_hand"}
 
 
@@ -50,12 +55,13 @@ class Manipulation(gymnasium.Env):
         self._task = tasks.task_named(task)
         self._profile = profile_named(render)
         self._profile_name = render
-        self._cameras = tuple(cameras)
+        self.cameras = tuple(cameras)
         self._image_size = int(image_size)
         self._max_steps = int(max_steps or self._task.max_steps)
         self.render_mode = render_mode
         self._renderer = None
         self._sim_env = _construct(self._task)
+        self._engine = simulator.load_mujoco()
         self._check_cameras()
         self._tick = 0
         self.action_space = spaces.Box(-1.0, 1.0, (len(ACTION_NAMES),), np.float32)
@@ -70,7 +76,7 @@ class Manipulation(gymnasium.Env):
         self._sim_env.reset()
         self._tick = 0
         self._refresh()
-        return self._observe(), {"success": self._succeeded()}
+        return self.observe(), {"success": self._succeeded()}
 
     def step(self, action):
         action = checked_action(action, self.action_space.low, self.action_space.high)
@@ -79,11 +85,11 @@ class Manipulation(gymnasium.Env):
         self._refresh()
         success = self._succeeded()
         truncated = self._tick >= self._max_steps
-        return self._observe(), float(success), success, truncated and not success, {"success": success}
+        return self.observe(), float(success), success, truncated and not success, {"success": success}
 
     def render(self):
         """The first camera's frame (agentview when there is none), uint8, upright."""
-        return self.frame(self._cameras[0] if self._cameras else "agentview")
+        return self.frame(self.cameras[0] if self.cameras else "agentview")
 
     def close(self):
         if self._renderer is not None:
@@ -99,7 +105,7 @@ class Manipulation(gymnasium.Env):
         """Simulator state that a policy never sees: gripper pose and the task's objects, SI units, world frame."""
         robot = self._sim_env.robots[0]
         site = robot.eef_site_id["right"]
-        data = self._data
+        data = self.data
         state = {
             "eef_pos": data.site_xpos[site].copy(),
             "eef_rot": data.site_xmat[site].reshape(3, 3).copy(),
@@ -116,7 +122,7 @@ class Manipulation(gymnasium.Env):
             "env": self._task.name,
             "robot": "Panda",
             "rate_hz": RATE_HZ,
-            "cameras": list(self._cameras),
+            "cameras": list(self.cameras),
             "image_size": self._image_size,
             "image_orientation": "upright",
             "render_profile": self._profile_name,
@@ -133,6 +139,42 @@ class Manipulation(gymnasium.Env):
             "versions": simulator.versions(),
         }
 
+    # -- the whole state ----------------------------------------------------------------------------------------------
+
+    def get_state(self) -> dict:
+        """Everything that the future depends on, as copies: feed it to `set_state` to continue bit for bit."""
+        arm, gripper = self._controllers()
+        physics = np.empty(self._physics_size())
+        self._engine.mj_getState(self.model, self.data, physics, self._engine.mjtState.mjSTATE_INTEGRATION)
+        return {
+            "task": self._task.name,
+            "tick": self._tick,
+            "physics": physics,
+            # The door and the bins are placed by moving bodies of the model, not joints.
+            "body_pos": self.model.body_pos.copy(),
+            "body_quat": self.model.body_quat.copy(),
+            "arm": {name: np.array(getattr(arm, name)) for name in _ARM_MEMORY},
+            "fingers_goal": np.array(gripper.goal_qvel),
+            "fingers_command": np.array(self._sim_env.robots[0].gripper["right"].current_action),
+            "random": copy.deepcopy(self.np_random.bit_generator.state),
+        }
+
+    def set_state(self, state: dict) -> None:
+        """Return to a state from `get_state` of the same task, also of another process; ValueError for another task's."""
+        if state["task"] != self._task.name or np.shape(state["physics"]) != (self._physics_size(),):
+            raise ValueError(f"this state is of {state['task']!r}, the world is {self._task.name!r}: make that world instead")
+        arm, gripper = self._controllers()
+        self.model.body_pos[:], self.model.body_quat[:] = state["body_pos"], state["body_quat"]
+        self._engine.mj_setState(self.model, self.data, np.asarray(state["physics"]), self._engine.mjtState.mjSTATE_INTEGRATION)
+        for name in _ARM_MEMORY:
+            setattr(arm, name, np.array(state["arm"][name]))
+        gripper.goal_qvel = np.array(state["fingers_goal"])
+        self._sim_env.robots[0].gripper["right"].current_action = np.array(state["fingers_command"])
+        self.np_random.bit_generator.state = copy.deepcopy(state["random"])
+        self._assign_generator()
+        self._tick = int(state["tick"])
+        self._refresh()
+
     # -- inside -----------------------------------------------------------------------------------------------------
 
     @property
@@ -141,12 +183,21 @@ class Manipulation(gymnasium.Env):
         return self._sim_env.sim
 
     @property
-    def _model(self):
+    def model(self):
+        """MuJoCo's MjModel."""
         return self._sim_env.sim.model._model
 
     @property
-    def _data(self):
+    def data(self):
+        """MuJoCo's MjData."""
         return self._sim_env.sim.data._data
+
+    def _controllers(self):
+        parts = self._sim_env.robots[0].part_controllers
+        return parts["right"], parts["right_gripper"]
+
+    def _physics_size(self) -> int:
+        return self._engine.mj_stateSize(self.model, self._engine.mjtState.mjSTATE_INTEGRATION)
 
     @property
     def _finger_index(self):
@@ -154,7 +205,7 @@ class Manipulation(gymnasium.Env):
 
     def _base_rot(self):
         site = self._sim_env.sim.model.site_name2id("robot0_right_center")
-        return self._data.site_xmat[site].reshape(3, 3).copy()
+        return self.data.site_xmat[site].reshape(3, 3).copy()
 
     def _assign_generator(self) -> None:
         """Let every random draw of a reset come from this environment's own generator."""
@@ -173,42 +224,45 @@ class Manipulation(gymnasium.Env):
 
     def _refresh(self) -> None:
         """Bring poses and cameras up to the end of the tick without touching anything that physics will read."""
-        import mujoco
-
-        mujoco.mj_kinematics(self._model, self._data)
-        mujoco.mj_comPos(self._model, self._data)
-        mujoco.mj_camlight(self._model, self._data)
+        self._engine.mj_kinematics(self.model, self.data)
+        self._engine.mj_comPos(self.model, self.data)
+        self._engine.mj_camlight(self.model, self.data)
 
     def _succeeded(self) -> bool:
         return bool(self._sim_env._check_success())
 
-    def _observe(self) -> dict[str, np.ndarray]:
-        observation = {camera: self.frame(camera) for camera in self._cameras}
+    def place_cameras(self) -> None:
+        """Recompute where cameras and lights are after their entries in the model were changed."""
+        self._engine.mj_camlight(self.model, self.data)
+
+    def observe(self) -> dict[str, np.ndarray]:
+        """The observation of the current state, also right after `set_state`."""
+        observation = {camera: self.frame(camera) for camera in self.cameras}
         observation["proprio"] = self._proprio()
         return observation
 
     def _proprio(self) -> np.ndarray:
         site = self._sim_env.robots[0].eef_site_id["right"]
-        rotation = self._data.site_xmat[site].reshape(3, 3)
-        values = (self._data.site_xpos[site], rotation[:, 0], rotation[:, 1], self._data.qpos[self._finger_index])
+        rotation = self.data.site_xmat[site].reshape(3, 3)
+        values = (self.data.site_xpos[site], rotation[:, 0], rotation[:, 1], self.data.qpos[self._finger_index])
         # Rounding can carry a cosine to 1 + 1e-16; the declared bounds are exact.
         return np.clip(np.concatenate(values).astype(np.float32), -_PROPRIO_LIMIT, _PROPRIO_LIMIT)
 
     def frame(self, camera: str) -> np.ndarray:
         """One frame of any camera of the scene, listed in `cameras` or not: uint8 (image_size, image_size, 3), upright."""
         if self._renderer is None:
-            self._renderer = CameraRenderer(self._model, self._image_size, self._profile)
-        return self._renderer.draw(self._data, _CAMERAS.get(camera, camera))
+            self._renderer = CameraRenderer(self.model, self._image_size, self._profile)
+        return self._renderer.draw(self.data, _CAMERAS.get(camera, camera))
 
     def _observation_space(self) -> spaces.Dict:
         image = (self._image_size, self._image_size, 3)
-        members = {camera: spaces.Box(0, 255, image, np.uint8) for camera in self._cameras}
+        members = {camera: spaces.Box(0, 255, image, np.uint8) for camera in self.cameras}
         members["proprio"] = spaces.Box(-_PROPRIO_LIMIT, _PROPRIO_LIMIT, dtype=np.float32)
         return spaces.Dict(members)
 
     def _check_cameras(self) -> None:
         known = list(self._sim_env.sim.model.camera_names)
-        for camera in self._cameras:
+        for camera in self.cameras:
             if _CAMERAS.get(camera, camera) not in known:
                 raise ValueError(f"no camera {camera!r} in {self._task.name}: expected wrist or one of {', '.join(known)}")
 

@@ -16,9 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from uwm_envs.simulator import choose_gl
-
-choose_gl()
+from uwm_envs.simulator import load_mujoco
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,7 @@ class CameraRenderer:
     """
 
     def __init__(self, model, size: int, profile: Profile):
-        import mujoco
-
+        mujoco = load_mujoco()
         # Multisampling is fixed when the off-screen buffer is made: setting it later has no effect.
         model.vis.quality.offsamples = profile.samples
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)

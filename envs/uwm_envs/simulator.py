@@ -34,6 +34,16 @@ def load_robosuite():
     return robosuite
 
 
+def load_mujoco():
+    """Import MuJoCo with the chosen GL; ImportError names the extra when it is missing."""
+    choose_gl()
+    try:
+        import mujoco
+    except ImportError as error:
+        raise ImportError(f"this world needs MuJoCo, which could not be imported ({error}): pip install 'uwm[sim]'") from error
+    return mujoco
+
+
 def versions() -> dict[str, str]:
     """Versions of the packages that decide what an episode looks like."""
     return {name: importlib.metadata.version(name) for name in ("robosuite", "mujoco", "gymnasium", "numpy")}

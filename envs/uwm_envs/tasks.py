@@ -56,7 +56,7 @@ TASKS = {
     for task in (
         Task("Lift", "Lift", 150, "lift the red cube", _lift),
         Task("Stack", "Stack", 250, "stack the red cube on the green cube", _stack),
-        Task("PickPlaceCan", "PickPlaceCan", 300, "put the can into its bin", _can),
+        Task("PickPlaceCan", "PickPlaceCan", 400, "put the can into its bin", _can),
         Task("NutAssemblySquare", "NutAssemblySquare", 400, "put the square nut on the square peg", _nut),
         Task("Door", "Door", 300, "open the door", _door),
     )
