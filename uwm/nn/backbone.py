@@ -99,12 +99,15 @@ class Block(nn.Module):
         return x, keys, values
 
     def _attend(self, hidden, turn, mask, prefix):
-        query, key, value = rearrange(self.qkv(hidden), "b n (three h w) -> three b h n w", three=3, h=self.heads)
-        query, key = rotate(query, *turn).to(value.dtype), rotate(key, *turn).to(value.dtype)
-        keys, values = key, value
-        if prefix is not None:
-            keys, values = torch.cat([prefix[0], key], dim=2), torch.cat([prefix[1], value], dim=2)
-        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        heads = rearrange(self.qkv(hidden), "b n (three h w) -> three b h n w", three=3, h=self.heads)
+        # On CPUs bfloat16 attention costs twice float32's, while the linear layers gain: leave autocast for this part.
+        with torch.autocast(hidden.device.type, enabled=False):
+            query, key, value = heads.to(turn[0].dtype) if hidden.device.type == "cpu" else heads
+            query, key = rotate(query, *turn).to(value.dtype), rotate(key, *turn).to(value.dtype)
+            keys, values = key, value
+            if prefix is not None:
+                keys, values = torch.cat([prefix[0], key], dim=2), torch.cat([prefix[1], value], dim=2)
+            out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
         return self.out(rearrange(out, "b h n w -> b n (h w)")), key, value
 
 
@@ -150,7 +153,7 @@ class Backbone(nn.Module):
             tokens, level, place, block, seen = self._with_registers(tokens, level, place, block, seen)
         embedded = F.silu(self._embed_level(level, condition))
         modulation = rearrange(self.modulation(embedded), "b n (six d) -> b n six d", six=6)
-        angle = angles(place, self.config.width // self.config.heads).to(tokens)
+        angle = angles(place, self.config.width // self.config.heads).to(self.weight_dtype)
         turn, mask = (angle.cos(), angle.sin()), _mask(block, seen, prefix)
         keys, values = [], []
         for index, layer in enumerate(self.blocks):
@@ -161,6 +164,11 @@ class Backbone(nn.Module):
         shift, scale = self.final(embedded[:, :count]).chunk(2, dim=-1)
         out = self.norm(tokens[:, :count]) * (1 + scale) + shift
         return out, Prefix(tuple(keys), tuple(values), seen[:, :count])
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """The dtype of the weights, which autocast does not change."""
+        return self.registers.dtype
 
     def _embed_level(self, level, condition):
         embedded = self.level(level)

@@ -1,0 +1,174 @@
+"""The demo: collect, train, run in closed loop, probe the other modes, show. Finished stages are reused.
+
+Each stage leaves its figures in `stages/NAME.json` with a fingerprint of what it depended on; a second run reads them and
+says so.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from uwm import build
+from uwm.core import plans
+from uwm.core.config import from_mapping, to_mapping
+from uwm.learn import logs
+from uwm.robot import evaluate as evaluation
+from uwm.robot.policy import PolicyConfig
+
+
+@dataclass(frozen=True)
+class DemoRun:
+    """One folder for everything; `rollouts` closed-loop episodes per policy on seeds that training never saw."""
+
+    out: str = "runs/demo"
+    rollouts: int = 50
+    seed: int = 100_000
+    workers: int = 2
+    windows: int = 256
+    rows: int = 12
+    collect: build.CollectRun = field(default_factory=build.CollectRun)
+    train: build.TrainRun = field(default_factory=build.TrainRun)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out)
+
+
+def run_demo(config: dict) -> int:
+    """Runs or resumes the demo and writes report.html and report.json; 0 when every gate holds, else 1."""
+    run = from_mapping(DemoRun, config, "demo")
+    folder = run.folder
+    store, model = str(folder / "lift.zarr"), str(folder)
+    run = replace(run, collect=replace(run.collect, out=store), train=replace(run.train, data=store, out=model))
+    began = time.perf_counter()
+    print(f"demo 1/4: {run.collect.episodes} demonstrations of {run.collect.world.name}")
+    build._collect(run.collect)
+    print("demo 2/4: one model")
+    path = build._train(run.train)
+    print("demo 3/4: closed loop and the other modes")
+    stages = Stages(folder / "stages", fingerprint(run, path))
+    figures = {kind: stages.get(kind, lambda kind=kind: _closed_loop(run, path, kind)) for kind in ("streaming", "chunked")}
+    figures |= {"latency": stages.get("latency", lambda: _latency(run, path))}
+    figures |= {"modes": stages.get("modes", lambda: _modes(run, path))}
+    print("demo 4/4: report")
+    seconds = stages.add_seconds(time.perf_counter() - began)
+    return _report(run, path, figures, seconds)
+
+
+def fingerprint(run: DemoRun, path: Path) -> str:
+    """What rollouts and probes depend on: the weights, the policy, the seeds."""
+    digest = hashlib.blake2b((path / "average.safetensors").read_bytes(), digest_size=16)
+    digest.update(json.dumps(to_mapping(replace(run, train=build.TrainRun(), collect=build.CollectRun())), default=str).encode())
+    return digest.hexdigest()
+
+
+class Stages:
+    """Figures of finished stages in a folder; those of another fingerprint are run again."""
+
+    def __init__(self, folder: Path, key: str):
+        self.folder, self.key = folder, key
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, name: str, make: Callable[[], dict]) -> dict:
+        file = self.folder / f"{name}.json"
+        if file.is_file():
+            kept = json.loads(file.read_text())
+            if kept["key"] == self.key:
+                print(f"  {name}: finished before, reused")
+                return kept["figures"]
+        figures = make()
+        _write(file, {"key": self.key, "figures": figures})
+        return figures
+
+    def add_seconds(self, seconds: float) -> float:
+        """Seconds spent over all runs of this folder."""
+        file = self.folder / "seconds.json"
+        total = seconds + (json.loads(file.read_text()) if file.is_file() else 0.0)
+        _write(file, total)
+        return total
+
+
+def _write(file: Path, content: object) -> None:
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(content))
+    partial.replace(file)
+
+
+def _eval_run(run: DemoRun, path: Path, kind: str) -> build.EvalRun:
+    return build.EvalRun(
+        str(path), run.collect.world, replace(run.policy, kind=kind), run.rollouts, run.seed, run.workers
+    )
+
+
+def _closed_loop(run: DemoRun, path: Path, kind: str) -> dict:
+    results = build.roll_out(_eval_run(run, path, kind))
+    for result in results:
+        if result.frames:
+            name = f"{kind}_{'success' if result.success else 'failure'}_{result.seed}.npy"
+            np.save(run.folder / "stages" / name, np.stack(result.frames))
+    return evaluation.summary(results)
+
+
+def _latency(run: DemoRun, path: Path) -> dict:
+    """Both policies in turn in one process, so that a slow moment of the machine meets both."""
+    model, _ = build.load_model(path)
+    policies = {kind: build.Policy(model, replace(run.policy, kind=kind)) for kind in ("streaming", "chunked")}
+    return {kind: build.policy_latency(policy) for kind, policy in policies.items()}
+
+
+def _modes(run: DemoRun, path: Path) -> dict:
+    from uwm.bench import modes
+
+    model, windows = build.held_out(path)
+    chosen = np.linspace(0, len(windows) - 1, min(run.windows, len(windows))).astype(int)
+    batch = windows.batch(chosen)
+    frames = windows.future_frames(chosen)
+    torch.set_num_threads(max(1, run.workers))
+    figures = modes.measure(model, batch, frames, batch.observation.images, run.rows, list(range(len(chosen))))
+    examples = figures.pop("examples")
+    np.savez_compressed(run.folder / "stages" / "examples.npz", **examples)
+    return figures
+
+
+def _report(run: DemoRun, path: Path, figures: dict, seconds: float) -> int:
+    from uwm.bench import report
+
+    model, about = build.load_model(path)
+    content = {kind: {**figures[kind], "latency_ms": figures["latency"][kind]} for kind in ("streaming", "chunked")}
+    content |= {**figures["modes"], "rollouts": run.rollouts, "seconds": seconds, "card": about, "settings": to_mapping(run)}
+    content["gates"] = gates(content)
+    stages = run.folder / "stages"
+    videos = {file.stem: list(np.load(file)) for file in sorted(stages.glob("*_*.npy"))}
+    examples = dict(np.load(stages / "examples.npz"))
+    pictures = {name: plans.picture(plans.mode(model.layout, name, 4), model.layout) for name in plans.MODES}
+    report.write(run.folder, content, examples, videos, pictures, logs.read(run.folder))
+    for gate in content["gates"]:
+        print(f"  {gate['name']}: {gate['value']:.3g} (gate {gate['gate']}): {gate['verdict']}")
+    print(f"report: {run.folder / 'report.html'} and {run.folder / 'report.json'}")
+    return 0 if all(gate["verdict"] == "holds" for gate in content["gates"]) else 1
+
+
+def gates(content: dict) -> list[dict]:
+    """What the demo must reach, and whether it did."""
+    streaming, chunked = content["streaming"], content["chunked"]
+    ratio = chunked["calls_per_action"] / streaming["calls_per_action"]
+    checks = [
+        ("streaming success", streaming["success"], ">= 0.9", streaming["success"] >= 0.9),
+        ("chunked / streaming calls per action", ratio, ">= 4", ratio >= 4),
+        ("streaming success minus chunked", streaming["success"] - chunked["success"], ">= -0.05",
+         streaming["success"] - chunked["success"] >= -0.05 - 1e-9),
+        ("inverse relative error", content["inverse"]["relative_error"], "<= 0.5", content["inverse"]["relative_error"] <= 0.5),
+        ("forward relative error", content["forward"]["relative_error"], "< 1", content["forward"]["relative_error"] < 1),
+    ]  # fmt: skip
+    return [
+        {"name": name, "value": float(value), "gate": gate, "verdict": "holds" if good else "does not hold"}
+        for name, value, gate, good in checks
+    ]
+
