@@ -1,0 +1,234 @@
+"""One checkpoint in every mode on held-out windows, each against its simplest baseline.
+
+| mode | given | sampled | error | baseline |
+|---|---|---|---|---|
+| inverse | observation, future frames | actions | RMSE, normalised units | the training mean, 0 |
+| forward | observation, actions | future frames | image MSE | the present frame, repeated |
+| video | observation | future frames, actions deleted | image MSE | the present frame, repeated |
+| joint | observation | actions and future frames | both | both |
+| policy | observation | actions, future frames deleted | RMSE against the intended actions | the training mean, 0 |
+
+Relative error is the model's error divided by the baseline's: RMSE by RMSE, MSE by MSE. A single sample is judged; for
+actions the mean over several samples stands beside it, because the baseline is a point estimate too.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from uwm.core import plans, roles
+from uwm.core.streams import Layout
+from uwm.learn.objective import Batch
+from uwm.nn.codecs import unit_to_frames
+from uwm.nn.model import UnifiedModel
+from uwm.noise import gaussian
+from uwm.robot.policy import LIMIT
+from uwm.sample import loop
+from uwm.sample.denoise import Denoiser
+from uwm.sample.randomness import Randomness
+from uwm.sample.steps import rule
+
+MODES = ("inverse", "forward", "video", "joint", "policy")
+RESAMPLES = 1000
+
+
+@torch.inference_mode()
+def measure(
+    model: UnifiedModel,
+    batch: Batch,
+    frames: dict[str, Tensor],
+    present: dict[str, Tensor],
+    rows: int,
+    seeds: Sequence[int],
+    groups: Tensor | None = None,
+    examples: int = 3,
+) -> dict:
+    """Figures of every mode, and `examples`: uint8 frames of some windows, seen and predicted.
+
+    `frames` {camera: (B, T, 3, H, W) in [0, 1]} are the true future frames of the model's `video_frames`, `present`
+    {camera: (B, 3, H, W)} what is seen now; `batch` holds the same windows. One sample per seed. `groups` (B,) names
+    the episode of each window: intervals are over episodes, since windows of one episode are alike.
+    """
+    _check(model, batch, frames)
+    drawn = {name: [_sample(model, batch, name, rows, seed) for seed in seeds] for name in MODES}
+    groups = torch.arange(len(batch.clean)) if groups is None else groups
+    images = _Images(model, batch, frames, present, groups)
+    result: dict = {"rows": rows, "seeds": list(seeds), "windows": len(batch.clean), "episodes": len(groups.unique())}
+    result["inverse"] = _action_error(model, batch, drawn["inverse"], batch.clean, groups)
+    result["policy"] = _action_error(model, batch, drawn["policy"], _wanted(model, batch), groups)
+    for name in ("forward", "video"):
+        result[name] = images.error(drawn[name])
+    joint = drawn["joint"]
+    result["joint"] = {"action": _action_error(model, batch, joint, batch.clean, groups), "image": images.error(joint)}
+    result["examples"] = images.examples({name: drawn[name][0] for name in ("forward", "video", "joint")}, examples)
+    return result
+
+
+def _check(model: UnifiedModel, batch: Batch, frames: dict[str, Tensor]) -> None:
+    config = model.config
+    if not config.video_frames:
+        raise ValueError("this model has no future video (video_frames is empty), so most modes do not exist for it")
+    side = config.autoencoder.image_size
+    wanted = (len(batch.clean), len(config.video_frames), 3, side, side)
+    for name in config.cameras:
+        if name not in frames or tuple(frames[name].shape) != wanted:
+            got = tuple(frames[name].shape) if name in frames else "nothing"
+            raise ValueError(f"true future frames of camera {name!r} must be {wanted}, got {got}")
+
+
+# --------------------------------------------------------------------------------------------------------------- sampling
+
+
+def _sample(model: UnifiedModel, batch: Batch, name: str, rows: int, seed: int) -> dict[str, Tensor]:
+    """Tokens per stream of one sample in a mode; absent streams are deleted from the row, which changes nothing else."""
+    whole = plans.mode(model.layout, name, rows)
+    layout = _present_streams(model.layout, whole)
+    columns = layout.index_in(model.layout)
+    role = torch.where(batch.valid[:, columns], whole.role[columns], roles.ABSENT)
+    level = whole.level[:, columns]
+    path = gaussian.path(model.config.path)
+    # One key per window: a window's sample must not depend on which others are measured with it.
+    randomness = Randomness.seeded([seed * 1_000_003 + index for index in range(len(batch.clean))])
+    x, randomness = loop.start(path, batch.clean[:, columns, : layout.size], level[0], randomness)
+    prefix = model.encode(batch.observation)
+    denoise = Denoiser(model, path, model.config.prediction, layout, role, prefix, LIMIT)
+    x, _ = loop.sample(denoise, path, x, level, rule("ddim"), randomness)
+    return layout.unpack(x)
+
+
+def _present_streams(layout: Layout, plan: plans.Plan) -> Layout:
+    there = [name for name in layout.names if bool((plan.role[layout.span(name)] != roles.ABSENT).any())]
+    return layout.select(there)
+
+
+# ---------------------------------------------------------------------------------------------------------------- actions
+
+
+def _wanted(model: UnifiedModel, batch: Batch) -> Tensor:
+    """Tokens with what a policy imitates: the intended actions, where the data knows them."""
+    if batch.intended is None:
+        return batch.clean
+    wanted = batch.clean.clone()
+    wanted[:, model.layout.span("action"), : model.layout["action"].size] = batch.intended
+    return wanted
+
+
+def _action_error(model: UnifiedModel, batch: Batch, drawn: list[dict[str, Tensor]], wanted: Tensor, groups: Tensor) -> dict:
+    """RMSE over the actions from now to the last future frame, of windows whose future frames all exist."""
+    layout, stream = model.layout, model.layout["action"]
+    true = wanted[:, layout.span("action"), : stream.size]
+    frame = torch.tensor(stream.frames)
+    valid = batch.valid[:, layout.span("action")] & (frame >= 0) & (frame < max(model.config.video_frames))
+    valid &= batch.valid[:, layout.mask(*layout.of_kind("video"))].all(dim=1, keepdim=True)
+    if not bool(valid.any()):
+        raise ValueError("no window has all its future frames; choose windows further from the end of their episodes")
+    sampled = torch.stack([sample["action"] for sample in drawn])
+    square = {"model": (sampled - true).square().mean(dim=0), "of_mean": (sampled.mean(dim=0) - true).square(), "mean": true.square()}
+    total = {name: torch.where(valid[..., None], error, 0.0).double() for name, error in square.items()}
+    count = valid.sum() * stream.size
+    per_window = {name: value.sum(dim=(1, 2)) for name, value in total.items()}
+    rmse = {name: float((value.sum() / count).sqrt()) for name, value in total.items()}
+    low, high = _interval(per_window["model"], per_window["mean"], groups)
+    return {
+        "rmse": rmse["model"],
+        "mean_rmse": rmse["mean"],
+        "relative_error": _ratio(rmse["model"], rmse["mean"]),
+        "interval": [low**0.5, high**0.5],
+        "relative_error_of_mean_sample": _ratio(rmse["of_mean"], rmse["mean"]),
+        "actions": int(valid.sum()),
+        "dimensions": _dimensions(total, int(valid.sum())),
+    }
+
+
+def _dimensions(total: dict[str, Tensor], count: int) -> list[dict]:
+    """The same per action dimension; one that never moves in the data has no baseline error and no relative one."""
+    model, mean = (((total[name].sum(dim=(0, 1)) / count).sqrt()).tolist() for name in ("model", "mean"))
+    return [{"rmse": a, "mean_rmse": b, "relative_error": _ratio(a, b)} for a, b in zip(model, mean, strict=True)]
+
+
+# ----------------------------------------------------------------------------------------------------------------- images
+
+
+class _Images:
+    """True future frames of a batch, which of them exist, and the errors of predictions against them."""
+
+    def __init__(self, model: UnifiedModel, batch: Batch, frames: dict, present: dict, groups: Tensor):
+        self.model, self.frames, self.present, self.groups = model, frames, present, groups
+        layout, ticks = model.layout, model.config.video_frames
+        self.cameras, self.ticks = model.config.cameras, ticks
+        # The tokens of one frame exist together: the first stands for all.
+        self.valid = {c: batch.valid[:, layout.span(c)][:, :: layout[c].tokens // len(ticks)] for c in self.cameras}
+        if not any(bool(valid.any()) for valid in self.valid.values()):
+            raise ValueError("no window has a true future frame; choose windows further from the end of their episodes")
+        tokens = layout.unpack(batch.clean)
+        self.floor = {c: self._square(c, model.video.decode(tokens[c], len(ticks))) for c in self.cameras}
+        self.copy = {c: self._square(c, present[c][:, None].expand_as(frames[c])) for c in self.cameras}
+
+    def decode(self, drawn: dict[str, Tensor], camera: str) -> Tensor:
+        return self.model.video.decode(drawn[camera], len(self.ticks))
+
+    def _square(self, camera: str, image: Tensor) -> Tensor:
+        """Squared error per window and frame (B, T), 0 where there is no true frame."""
+        error = (image - self.frames[camera]).square().mean(dim=(2, 3, 4))
+        return torch.where(self.valid[camera], error, 0.0).double()
+
+    def error(self, drawn: list[dict[str, Tensor]]) -> dict:
+        """MSE over all cameras and frames, per camera, and per camera and frame."""
+        square = {c: torch.stack([self._square(c, self.decode(d, c)) for d in drawn]).mean(dim=0) for c in self.cameras}
+        every = range(len(self.ticks))
+        result = self._ratio_over(square, dict.fromkeys(self.cameras, every))
+        sums = [sum(s[c].sum(dim=1) for c in self.cameras) for s in (square, self.copy)]
+        result["interval"] = list(_interval(*sums, self.groups))
+        result["cameras"] = {}
+        for camera in self.cameras:
+            per_frame = {str(tick): self._ratio_over(square, {camera: [i]}) for i, tick in enumerate(self.ticks)}
+            result["cameras"][camera] = {**self._ratio_over(square, {camera: every}), "frames": per_frame}
+        return result
+
+    def _ratio_over(self, square: dict[str, Tensor], chosen: dict) -> dict:
+        """Errors over chosen frames of chosen cameras; `floor_mse` is what the autoencoder loses on true frames."""
+        count = max(sum(int(self.valid[c][:, list(f)].sum()) for c, f in chosen.items()), 1)
+        mse, copy, floor = (
+            float(sum(table[c][:, list(f)].sum() for c, f in chosen.items())) / count for table in (square, self.copy, self.floor)
+        )
+        relative = {"relative_error": _ratio(mse, copy), "relative_floor": _ratio(floor, copy)}
+        return {"mse": mse, "copy_mse": copy, "floor_mse": floor, **relative}
+
+    def examples(self, drawn: dict[str, dict[str, Tensor]], count: int) -> list[dict]:
+        """Windows in which most happens (by the copy's error), one per episode, as uint8 frames."""
+        whole = torch.stack([valid.all(dim=1) for valid in self.valid.values()]).all(dim=0)
+        change = torch.where(whole, sum(table.sum(dim=1) for table in self.copy.values()), -1.0)
+        chosen, taken = [], set()
+        for index in change.argsort(descending=True).tolist():
+            group = int(self.groups[index])
+            if len(chosen) < count and group not in taken and bool(whole[index]):
+                chosen.append(index)
+                taken.add(group)
+        decoded = {c: {name: self.decode(tokens, c) for name, tokens in drawn.items()} for c in self.cameras}
+        return [self._example(index, camera, decoded[camera]) for index in chosen for camera in self.cameras]
+
+    def _example(self, index: int, camera: str, decoded: dict[str, Tensor]) -> dict:
+        return {
+            "window": index,
+            "camera": camera,
+            "ticks": list(self.ticks),
+            "present": unit_to_frames(self.present[camera][index]).numpy(),
+            "true": unit_to_frames(self.frames[camera][index]).numpy(),
+            "predicted": {name: unit_to_frames(image[index]).numpy() for name, image in decoded.items()},
+        }
+
+
+def _ratio(value: float, baseline: float) -> float | None:
+    return value / baseline if baseline > 0 else None
+
+
+def _interval(model: Tensor, baseline: Tensor, groups: Tensor) -> tuple[float, float]:
+    """95 % bootstrap interval of sum(model) / sum(baseline), whole groups (episodes) drawn with replacement."""
+    _, place = groups.unique(return_inverse=True)
+    sums = [np.bincount(place.numpy(), weights=value.numpy()) for value in (model, baseline)]
+    drawn = np.random.default_rng(0).integers(0, len(sums[0]), (RESAMPLES, len(sums[0])))
+    top, bottom = (value[drawn].sum(axis=1) for value in sums)
+    ratio = top / np.where(bottom > 0, bottom, np.nan)
+    return float(np.nanquantile(ratio, 0.025)), float(np.nanquantile(ratio, 0.975))
