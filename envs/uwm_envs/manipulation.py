@@ -9,6 +9,7 @@ are one tick old; they are switched off here.)
 """
 
 import copy
+from typing import ClassVar
 
 import gymnasium
 import numpy as np
@@ -49,7 +50,7 @@ class Manipulation(gymnasium.Env):
     `max_steps` ticks. Raises ValueError for an action that is not finite, out of range or of another shape.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": RATE_HZ}
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": RATE_HZ}
 
     def __init__(self, task, cameras=("agentview", "wrist"), image_size=64, render="fast", max_steps=None, render_mode=None):
         self._task = tasks.task_named(task)

@@ -24,8 +24,7 @@ def load_robosuite():
         import robosuite
     except ImportError as error:
         raise ImportError(
-            f"this world needs robosuite and MuJoCo, which could not be imported ({error}); "
-            "install them with: pip install 'uwm[sim]'"
+            f"this world needs robosuite and MuJoCo, which could not be imported ({error}); install them with: pip install 'uwm[sim]'"
         ) from error
     finally:
         logger.disabled = False

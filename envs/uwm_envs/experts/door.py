@@ -8,6 +8,8 @@ The hand points at the panel. Pointing down, as in the other tasks, its broad si
 fingers were around the lever.
 """
 
+from typing import ClassVar
+
 import numpy as np
 
 from uwm_envs.experts.motion import CLOSE, OPEN, ArmExpert, about, pointing_down, rotation_vector, servo
@@ -28,7 +30,7 @@ class DoorExpert(ArmExpert):
     """Strategies: `outer` and `inner`, where on the lever the hand takes hold (metres from its pivot)."""
 
     strategies = ("outer", "inner")
-    _HOLD_M = {"outer": 0.135, "inner": 0.120}
+    _HOLD_M: ClassVar = {"outer": 0.135, "inner": 0.120}
 
     def begin(self, state):
         self._enter("approach")

@@ -1,8 +1,10 @@
-"""Lift: come down onto the cube in an arc from the left or from the right, close, raise.
+r"""Lift: come down onto the cube in an arc from the left or from the right, close, raise.
 
-            o----.          .----o        seen from the robot's side: two arcs, equally long;
-                  \        /              the sideways offset shrinks with the height that is left
-                   [ cube ]
+Seen from the robot's side, two arcs of one length; the sideways offset shrinks with the height that is left:
+
+        o----.          .----o
+              \        /
+               [ cube ]
 """
 
 import numpy as np

@@ -1,8 +1,10 @@
 """NutAssemblySquare: take the square nut by its handle, turn it to the peg's edges, lower it over the peg.
 
-    top view, robot on the left:      +--+
-                                 =====|[]|   handle towards the robot or to a side: the hand stays in reach
-                                      +--+
+Seen from above with the robot on the left, the handle points to the robot or to a side:
+
+                                  +--+
+                             =====|[]|   the hand stays in reach
+                                  +--+
 """
 
 import numpy as np

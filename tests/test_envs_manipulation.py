@@ -1,0 +1,203 @@
+"""The robosuite worlds keep gymnasium's contract and their own: seeds, states, upright images, errors that teach."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+import uwm_envs
+
+pytest.importorskip("robosuite")
+
+TASKS = ("Lift", "Stack", "PickPlaceCan", "NutAssemblySquare", "Door")
+
+# Prints a digest of a short seeded episode; run in another process, it must print the same.
+_EPISODE = """
+import hashlib, json, sys
+import numpy as np
+import uwm_envs
+digests = {}
+for name in sys.argv[1:]:
+    env = uwm_envs.make(name, cameras=())
+    digest = hashlib.sha256(env.reset(seed=7)[0]["proprio"].tobytes())
+    generator = np.random.default_rng(0)
+    for _ in range(5):
+        env.step(generator.uniform(-1, 1, 7).astype(np.float32))
+        digest.update(env.unwrapped.data.qpos.tobytes())
+    digests[name] = digest.hexdigest()
+    env.close()
+print(json.dumps(digests))
+"""
+
+
+@pytest.fixture(scope="module")
+def worlds():
+    """Every task once, without cameras: building one takes a second."""
+    made = {name: uwm_envs.make(name, cameras=()) for name in TASKS}
+    yield made
+    for env in made.values():
+        env.close()
+
+
+@pytest.fixture(scope="module")
+def lift():
+    env = uwm_envs.make("Lift", image_size=96)
+    env.reset(seed=0)
+    yield env
+    env.close()
+
+
+def _random_actions(count, seed=0):
+    return np.random.default_rng(seed).uniform(-1, 1, (count, 7)).astype(np.float32)
+
+
+def _digest_of_episode(env):
+    digest = hashlib.sha256(env.reset(seed=7)[0]["proprio"].tobytes())
+    generator = np.random.default_rng(0)
+    for _ in range(5):
+        env.step(generator.uniform(-1, 1, 7).astype(np.float32))
+        digest.update(env.unwrapped.data.qpos.tobytes())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_gymnasium_accepts_the_world(name):
+    env = gymnasium.make(f"uwm/{name}-v0", image_size=16, disable_env_checker=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(env.unwrapped, skip_render_check=True)
+    env.close()
+
+
+def test_an_episode_is_the_same_in_another_process_and_after_another_history(worlds):
+    there = subprocess.run([sys.executable, "-c", _EPISODE, *TASKS], capture_output=True, text=True, check=True)
+    for env in worlds.values():
+        env.reset(seed=99)
+        env.step(np.ones(7, np.float32))
+        env.reset()
+    here = {name: _digest_of_episode(env) for name, env in worlds.items()}
+    assert json.loads(there.stdout) == here
+    assert there.stderr == "", "starting a world must not print anything"
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_different_seeds_give_different_scenes(worlds, name):
+    scenes = [worlds[name].reset(seed=seed)[0]["proprio"] for seed in (1, 2)]
+    assert np.abs(scenes[0] - scenes[1]).max() > 1e-4
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_restored_world_continues_bit_for_bit_and_draws_the_same_next_episode(worlds, name):
+    env = worlds[name]
+    env.reset(seed=3)
+    actions = _random_actions(20)
+    for action in actions[:8]:
+        env.step(action)
+    state = env.unwrapped.get_state()
+
+    def future():
+        positions = []
+        for action in actions[8:]:
+            env.step(action)
+            positions.append(env.unwrapped.data.qpos.copy())
+        return np.array(positions), env.reset()[0]["proprio"]
+
+    first = future()
+    env.reset(seed=4)  # another scene, another posture, another controller goal
+    env.step(actions[0])
+    env.unwrapped.set_state(state)
+    second = future()
+    assert np.array_equal(first[0], second[0])
+    assert np.array_equal(first[1], second[1])
+
+
+def test_a_state_of_another_task_is_refused(worlds):
+    worlds["Lift"].reset(seed=0)
+    worlds["Door"].reset(seed=0)
+    with pytest.raises(ValueError, match=r"'Lift'.*'Door'"):
+        worlds["Door"].unwrapped.set_state(worlds["Lift"].unwrapped.get_state())
+
+
+@pytest.mark.parametrize("camera", ["agentview", "wrist"])
+def test_the_red_cube_is_where_an_upright_image_must_show_it(lift, camera):
+    observation, _ = lift.reset(seed=2)
+    world = lift.unwrapped
+    name = {"wrist": "robot0_eye_in_hand"}.get(camera, camera)
+    seen = world.data.cam(name).xmat.reshape(3, 3).T @ (world.privileged()["cube_pos"] - world.data.cam(name).xpos)
+    half = 96 / 2 / np.tan(np.deg2rad(world.model.cam(name).fovy[0]) / 2)
+    # The camera looks along -z with y up; rows of an upright image grow downwards.
+    row, column = 48 + half * seen[1] / seen[2], 48 - half * seen[0] / seen[2]
+    red = observation[camera].astype(int)
+    redness = red[..., 0] - red[..., 1:].max(axis=-1)
+    rows, columns = np.nonzero(redness > 60)
+    assert rows.size > 3
+    assert abs(rows.mean() - row) < 4
+    assert abs(columns.mean() - column) < 4
+
+
+def test_observations_describe_the_end_of_the_tick(lift):
+    lift.reset(seed=0)
+    before = lift.unwrapped.privileged()["eef_pos"]
+    for _ in range(5):
+        observation = lift.step(np.array([0, 0, -1, 0, 0, 0, 0], np.float32))[0]
+    after = lift.unwrapped.privileged()["eef_pos"]
+    assert after[2] < before[2] - 0.02
+    assert np.allclose(observation["proprio"][:3], after, atol=1e-6)
+
+
+@pytest.mark.parametrize("index, value", [(2, np.nan), (0, 1.5), (6, -np.inf)])
+def test_a_bad_action_is_named_by_index_value_and_limits(lift, index, value):
+    action = np.zeros(7)
+    action[index] = value
+    with pytest.raises(ValueError, match=rf"action\[{index}\] = {value} .*-1.0, 1.0"):
+        lift.step(action)
+
+
+def test_an_action_of_another_shape_is_refused(lift):
+    with pytest.raises(ValueError, match=r"\(7,\).*\(2,\)"):
+        lift.step(np.zeros(2))
+
+
+def test_the_card_can_be_written_as_json_and_names_what_a_checkpoint_must_match(lift):
+    card = json.loads(json.dumps(lift.unwrapped.card))
+    assert card["cameras"] == ["agentview", "wrist"]
+    assert card["image_orientation"] == "upright"
+    assert card["render_profile"] == "fast"
+    assert len(card["action"]["names"]) == len(card["action"]["units"]) == 7
+    assert len(card["proprio"]["names"]) == len(card["proprio"]["units"]) == 11
+    assert card["versions"]["robosuite"] == "1.5.2"
+
+
+def test_an_episode_is_cut_at_the_limit(worlds):
+    env = uwm_envs.make("Lift", cameras=(), max_steps=3)
+    env.reset(seed=0)
+    ends = [env.step(np.zeros(7, np.float32))[2:4] for _ in range(3)]
+    env.close()
+    assert ends == [(False, False), (False, False), (False, True)]
+
+
+def test_unknown_names_are_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match="did you mean 'Lift'"):
+        uwm_envs.make("Lfit")
+    with pytest.raises(ValueError, match=r"expected wrist or one of .*agentview"):
+        uwm_envs.make("Lift", cameras=("agentwiev",))
+    with pytest.raises(ValueError, match="expected one of fast, quality"):
+        uwm_envs.make("Lift", render="pretty")
+
+
+def test_without_robosuite_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "robosuite", None)
+    with pytest.raises(ImportError, match=r"uwm\[sim\]"):
+        uwm_envs.make("Lift")
+
+
+def test_importing_the_package_imports_no_simulator():
+    code = "import sys, uwm_envs; print([m for m in ('mujoco', 'robosuite', 'torch') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
