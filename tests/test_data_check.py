@@ -8,7 +8,7 @@ import pytest
 
 from data_episodes import STREAMS, assert_holds, make_episode, make_store
 from uwm_data import EpisodeStore, StoreError, Windows, check, main_check, repair
-from uwm_data.journal import digest_of
+from uwm_data.journal import Episode, Span, digest_of
 
 TICKS = (7, 12, 30, 20, 9)
 
@@ -38,7 +38,7 @@ def test_a_whole_store_has_no_findings(damaged, capsys):
 
 def test_an_unfinished_tail_is_found_and_dropped(damaged, capsys):
     path, episodes = damaged
-    last = sorted((path / "state").glob("c.*"))[-1]
+    last = max((path / "state").glob("c.*"))
     with last.open("ab") as file:
         file.write(b"half an episode")
     (path / "action" / "c.9.0").write_bytes(b"a shard of it")
@@ -73,10 +73,8 @@ def test_a_damaged_frame_sets_aside_its_episode_and_no_other(damaged):
 
 
 def test_a_wrong_digest_is_a_checksum_mismatch_of_that_episode(damaged):
-    path, episodes = damaged
+    path, _ = damaged
     lines = (path / "episodes.jsonl").read_bytes().splitlines()
-    from uwm_data.journal import Episode, Span
-
     episode = Episode.from_line(lines[2])
     episode.spans["state"] = Span(episode.spans["state"].start, episode.spans["state"].stop, digest_of(b"other bytes"))
     lines[2] = episode.to_line()[:-1]
@@ -87,8 +85,8 @@ def test_a_wrong_digest_is_a_checksum_mismatch_of_that_episode(damaged):
 
 
 def test_a_missing_shard_costs_only_the_episodes_in_it_and_the_store_can_be_continued(damaged):
-    path, episodes = damaged
-    sorted((path / "camera").glob("c.*"))[-1].unlink()
+    path, _ = damaged
+    max((path / "camera").glob("c.*")).unlink()
     report = check(path)
     assert set(kinds(report)) == {"missing shard"}
     lost = [finding.episode for finding in report.problems]
@@ -115,11 +113,11 @@ def test_a_cut_shard_is_found_without_reading_it(damaged):
 
 def test_a_damaged_last_chunk_does_not_block_the_next_episode(damaged):
     path, _ = damaged
-    shard = sorted((path / "reward").glob("c.*"))[-1]
+    shard = max((path / "reward").glob("c.*"))
     table_bytes = 16 * EpisodeStore.open(path).shards["reward"].chunks_per_shard + 4
     flip(shard, shard.stat().st_size - table_bytes - 8)
     with EpisodeStore.open(path, write=True) as store:
-        with pytest.raises(StoreError, match="'reward' of episode .* is damaged"):
+        with pytest.raises(StoreError, match=r"'reward' of episode .* is damaged"):
             store.append(make_episode(6, 8))
     assert repair(path).problems == []
     with EpisodeStore.open(path, write=True) as store:
@@ -128,7 +126,7 @@ def test_a_damaged_last_chunk_does_not_block_the_next_episode(damaged):
     assert check(path).problems == []
 
 
-@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize("number", [0, 2, 3])  # 3 ends a shard that no later line speaks for
 def test_a_damaged_journal_line_is_refused_and_then_set_aside(damaged, number):
     path, episodes = damaged
     lines = (path / "episodes.jsonl").read_bytes().splitlines(keepends=True)
@@ -137,7 +135,9 @@ def test_a_damaged_journal_line_is_refused_and_then_set_aside(damaged, number):
     with pytest.raises(StoreError, match=rf"line {number + 1} \(episode {number}\) is damaged: its digest.*--repair"):
         EpisodeStore.open(path)
     assert kinds(check(path)) == ["metadata"]
+    shards = {file: file.read_bytes() for file in path.glob("*/c.*")}
     report = repair(path)
+    assert {file: file.read_bytes() for file in path.glob("*/c.*")} == shards
     assert report.problems == [] and "moved 1 unreadable journal lines" in report.done[0]
     assert (path / "episodes.jsonl.damaged").read_bytes() == bad
     store = EpisodeStore.open(path)

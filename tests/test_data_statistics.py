@@ -51,6 +51,15 @@ def test_video_equals_numpy_per_channel_in_unit_range(store):
     assert found["constant"] == [False, True]
 
 
+def test_quantiles_of_few_pixels_lie_between_them_as_in_numpy(tmp_path):
+    streams = {"camera": StreamSpec((1, 1, 1), "uint8", 20, "video")}
+    pixels = np.array([0, 40, 90, 255], "u1").reshape(-1, 1, 1, 1)
+    with EpisodeStore.create(tmp_path / "few.zarr", streams) as store:
+        store.append({"camera": pixels})
+        found = statistics(store, None, [0])["camera"]
+    np.testing.assert_allclose([found["q01"][0], found["q99"][0]], np.quantile(pixels / 255.0, [0.01, 0.99]))
+
+
 def test_constant_dimensions_are_marked(store):
     assert statistics(store, ["state"], [0, 1, 2])["state"]["constant"] == [False, True, True, False]
 

@@ -226,7 +226,7 @@ def test_damaged_metadata_is_named(tmp_path):
     make_store(path)
     intact = (path / "zarr.json").read_text()
     edit(path / "zarr.json", lambda data: data["attributes"]["uwm_data"].update(version=7))
-    with pytest.raises(StoreError, match="version 7.*reads version 1"):
+    with pytest.raises(StoreError, match=r"version 7.*reads version 1"):
         EpisodeStore.open(path)
     (path / "zarr.json").write_text(intact[:40])
     with pytest.raises(StoreError, match=r"zarr\.json is damaged"):

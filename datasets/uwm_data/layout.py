@@ -16,7 +16,7 @@ from pathlib import Path
 
 from uwm_data import durable
 from uwm_data.errors import StoreError
-from uwm_data.shards import COMPRESSION, Shards, grid_for
+from uwm_data.shards import Shards, compression_for, grid_for
 from uwm_data.streams import StreamSpec
 
 FORMAT = "uwm-episodes"
@@ -38,7 +38,7 @@ def write_layout(folder: Path, streams: dict[str, StreamSpec], card: dict, shard
             dtype=spec.dtype,
             chunks=(chunk, *spec.shape),
             shards=(shard, *spec.shape),
-            compressors=[zarr.codecs.BloscCodec(**COMPRESSION), zarr.codecs.Crc32cCodec()],
+            compressors=[zarr.codecs.BloscCodec(**compression_for(spec)), zarr.codecs.Crc32cCodec()],
             fill_value=0,
             chunk_key_encoding={"name": "default", "separator": "."},
             attributes={"rate_hz": spec.rate_hz, "kind": spec.kind, "units": list(spec.units), "names": list(spec.names)},
