@@ -5,7 +5,7 @@ judged never counts as passed.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 HOLDS, FAILS, NOT_JUDGED = "holds", "does not hold", "not judged"
@@ -58,9 +58,35 @@ class Gate:
         }
 
 
-def overall(gates: Sequence[Gate]) -> str:
-    """One verdict for all: any failure fails, anything not judged leaves the whole not judged, and so do no gates."""
-    verdicts = {gate.verdict for gate in gates}
-    if FAILS in verdicts:
+def overall(verdicts: Iterable[str]) -> str:
+    """One verdict for all: any failure fails; anything not judged, or nothing at all, leaves the whole not judged."""
+    found = set(verdicts)
+    if FAILS in found:
         return FAILS
-    return HOLDS if verdicts == {HOLDS} else NOT_JUDGED
+    return HOLDS if found == {HOLDS} else NOT_JUDGED
+
+
+ROLLOUTS = 50  # fewer closed-loop episodes than this are no evidence for a success rate
+
+
+def of_demo(figures: dict) -> list[Gate]:
+    """What the demo must reach. `figures` as `uwm.bench.report.write` takes them."""
+    streaming, chunked = figures["streaming"], figures["chunked"]
+    enough = min(streaming["rollouts"], chunked["rollouts"]) >= ROLLOUTS
+    fewer = chunked["calls_per_action"] / streaming["calls_per_action"]
+    # In whole rollouts: 0.85 - 0.9 is not quite -0.05 in floating point.
+    behind = round(streaming["success"] - chunked["success"], 9)
+    return [
+        Gate("streaming success", streaming["success"], ">=", 0.9, enough, "", tuple(streaming["interval"])),
+        Gate("network calls per action, chunked / streaming", fewer, ">=", 4, True, "the chunked policy, same rows"),
+        Gate("streaming success - chunked success", behind, ">=", -0.05, enough, "the chunked policy, same seeds"),
+        relative("inverse dynamics, relative error", figures["inverse"], "<=", 0.5, "predict the mean action"),
+        relative("forward dynamics, relative error", figures["forward"], "<", 1.0, "copy the last frame"),
+    ]
+
+
+def relative(name: str, figures: dict, sense: str, limit: float, baseline: str, enough: bool = True) -> Gate:
+    """The gate of a mode's relative error; one without a baseline error (None) cannot hold."""
+    value = figures["relative_error"]
+    interval = figures.get("interval")
+    return Gate(name, math.nan if value is None else value, sense, limit, enough, baseline, tuple(interval) if interval else None)

@@ -13,6 +13,7 @@ actions the mean over several samples stands beside it, because the baseline is 
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from uwm.core import plans, roles
 from uwm.core.streams import Layout
 from uwm.learn.objective import Batch
+from uwm.nn.backbone import Prefix
 from uwm.nn.codecs import unit_to_frames
 from uwm.nn.model import UnifiedModel
 from uwm.noise import gaussian
@@ -42,20 +44,27 @@ def measure(
     present: dict[str, Tensor],
     rows: int,
     seeds: Sequence[int],
+    samples: int = 1,
     groups: Tensor | None = None,
     examples: int = 3,
 ) -> dict:
-    """Figures of every mode, and `examples`: uint8 frames of some windows, seen and predicted.
+    """Figures of every mode, and under `examples` uint8 frames of some windows: seen, true and predicted.
 
     `frames` {camera: (B, T, 3, H, W) in [0, 1]} are the true future frames of the model's `video_frames`, `present`
-    {camera: (B, 3, H, W)} what is seen now; `batch` holds the same windows. One sample per seed. `groups` (B,) names
-    the episode of each window: intervals are over episodes, since windows of one episode are alike.
+    {camera: (B, 3, H, W)} what is seen now; `batch` holds the same windows, `seeds` one number per window, from which
+    `samples` samples are drawn in `rows` calls each. `groups` (B,) names the episode of each window: intervals are over
+    episodes, since windows of one episode are alike.
+
+    Examples are arrays by name: `window` (E,), `ticks` (T,), and per camera `present/NAME` (E, H, W, 3), `true/NAME`,
+    `forward/NAME`, `video/NAME`, `joint/NAME` (E, T, H, W, 3).
     """
-    _check(model, batch, frames)
-    drawn = {name: [_sample(model, batch, name, rows, seed) for seed in seeds] for name in MODES}
+    _check(model, batch, frames, seeds)
+    prefix = model.encode(batch.observation)
+    draw = partial(_sample, model, batch, prefix, rows, seeds)
+    drawn = {name: [draw(name, index) for index in range(samples)] for name in MODES}
     groups = torch.arange(len(batch.clean)) if groups is None else groups
     images = _Images(model, batch, frames, present, groups)
-    result: dict = {"rows": rows, "seeds": list(seeds), "windows": len(batch.clean), "episodes": len(groups.unique())}
+    result: dict = {"rows": rows, "samples": samples, "windows": len(batch.clean), "groups": len(groups.unique())}
     result["inverse"] = _action_error(model, batch, drawn["inverse"], batch.clean, groups)
     result["policy"] = _action_error(model, batch, drawn["policy"], _wanted(model, batch), groups)
     for name in ("forward", "video"):
@@ -66,8 +75,10 @@ def measure(
     return result
 
 
-def _check(model: UnifiedModel, batch: Batch, frames: dict[str, Tensor]) -> None:
+def _check(model: UnifiedModel, batch: Batch, frames: dict[str, Tensor], seeds: Sequence[int]) -> None:
     config = model.config
+    if len(seeds) != len(batch.clean):
+        raise ValueError(f"one seed per window: got {len(seeds)} seeds for {len(batch.clean)} windows")
     if not config.video_frames:
         raise ValueError("this model has no future video (video_frames is empty), so most modes do not exist for it")
     side = config.autoencoder.image_size
@@ -81,18 +92,19 @@ def _check(model: UnifiedModel, batch: Batch, frames: dict[str, Tensor]) -> None
 # --------------------------------------------------------------------------------------------------------------- sampling
 
 
-def _sample(model: UnifiedModel, batch: Batch, name: str, rows: int, seed: int) -> dict[str, Tensor]:
-    """Tokens per stream of one sample in a mode; absent streams are deleted from the row, which changes nothing else."""
+def _sample(
+    model: UnifiedModel, batch: Batch, prefix: Prefix, rows: int, seeds: Sequence[int], name: str, index: int
+) -> dict[str, Tensor]:
+    """Tokens per stream of the index-th sample in a mode; absent streams are deleted, which changes nothing else."""
     whole = plans.mode(model.layout, name, rows)
     layout = _present_streams(model.layout, whole)
     columns = layout.index_in(model.layout)
     role = torch.where(batch.valid[:, columns], whole.role[columns], roles.ABSENT)
     level = whole.level[:, columns]
     path = gaussian.path(model.config.path)
-    # One key per window: a window's sample must not depend on which others are measured with it.
-    randomness = Randomness.seeded([seed * 1_000_003 + index for index in range(len(batch.clean))])
+    # One key per window: its sample must not depend on which other windows are measured with it.
+    randomness = Randomness.seeded([seed + (index << 32) for seed in seeds])
     x, randomness = loop.start(path, batch.clean[:, columns, : layout.size], level[0], randomness)
-    prefix = model.encode(batch.observation)
     denoise = Denoiser(model, path, model.config.prediction, layout, role, prefix, LIMIT)
     x, _ = loop.sample(denoise, path, x, level, rule("ddim"), randomness)
     return layout.unpack(x)
@@ -136,7 +148,7 @@ def _action_error(model: UnifiedModel, batch: Batch, drawn: list[dict[str, Tenso
         "mean_rmse": rmse["mean"],
         "relative_error": _ratio(rmse["model"], rmse["mean"]),
         "interval": [low**0.5, high**0.5],
-        "relative_error_of_mean_sample": _ratio(rmse["of_mean"], rmse["mean"]),
+        "relative_error_of_mean_sample": _ratio(rmse["of_mean"], rmse["mean"]),  # the same when there is one sample
         "actions": int(valid.sum()),
         "dimensions": _dimensions(total, int(valid.sum())),
     }
@@ -196,28 +208,24 @@ class _Images:
         relative = {"relative_error": _ratio(mse, copy), "relative_floor": _ratio(floor, copy)}
         return {"mse": mse, "copy_mse": copy, "floor_mse": floor, **relative}
 
-    def examples(self, drawn: dict[str, dict[str, Tensor]], count: int) -> list[dict]:
-        """Windows in which most happens (by the copy's error), one per episode, as uint8 frames."""
-        whole = torch.stack([valid.all(dim=1) for valid in self.valid.values()]).all(dim=0)
-        change = torch.where(whole, sum(table.sum(dim=1) for table in self.copy.values()), -1.0)
-        chosen, taken = [], set()
-        for index in change.argsort(descending=True).tolist():
-            group = int(self.groups[index])
-            if len(chosen) < count and group not in taken and bool(whole[index]):
-                chosen.append(index)
-                taken.add(group)
-        decoded = {c: {name: self.decode(tokens, c) for name, tokens in drawn.items()} for c in self.cameras}
-        return [self._example(index, camera, decoded[camera]) for index in chosen for camera in self.cameras]
+    def examples(self, drawn: dict[str, dict[str, Tensor]], count: int) -> dict[str, np.ndarray]:
+        """Windows in which most changes (by the copy's error), one per group, as uint8 frames."""
+        chosen = self._liveliest(count)
+        found = {"window": np.array(chosen, np.int64), "ticks": np.array(self.ticks)}
+        for camera in self.cameras:
+            pictures = {"present": self.present[camera], "true": self.frames[camera]}
+            pictures |= {name: self.decode(tokens, camera) for name, tokens in drawn.items()}
+            found |= {f"{name}/{camera}": unit_to_frames(image[chosen]).numpy() for name, image in pictures.items()}
+        return found
 
-    def _example(self, index: int, camera: str, decoded: dict[str, Tensor]) -> dict:
-        return {
-            "window": index,
-            "camera": camera,
-            "ticks": list(self.ticks),
-            "present": unit_to_frames(self.present[camera][index]).numpy(),
-            "true": unit_to_frames(self.frames[camera][index]).numpy(),
-            "predicted": {name: unit_to_frames(image[index]).numpy() for name, image in decoded.items()},
-        }
+    def _liveliest(self, count: int) -> list[int]:
+        whole = torch.stack([valid.all(dim=1) for valid in self.valid.values()]).all(dim=0)
+        change = sum(table.sum(dim=1) for table in self.copy.values())
+        best: dict[int, int] = {}
+        for index in change.argsort(descending=True).tolist():
+            if bool(whole[index]):
+                best.setdefault(int(self.groups[index]), index)
+        return list(best.values())[:count]
 
 
 def _ratio(value: float, baseline: float) -> float | None:
