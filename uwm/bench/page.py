@@ -114,7 +114,9 @@ def _head(figures: dict) -> str:
     what = ", ".join(str(about[name]) for name in ("robot", "env") if name in about)
     cameras = " and ".join(about.get("cameras", ()))
     line = f"{what}: from {cameras or 'its cameras'} and proprioception, one transformer, one noise level per token, every mode a plan."
-    return f'<h1>One streaming unified world model {_chip(verdict)}</h1><p class="soft">{_text(line)}</p>'
+    words = {verdicts.HOLDS: "every gate holds", verdicts.FAILS: "a gate does not hold", verdicts.NOT_JUDGED: "not judged"}
+    chip = f'<span class="chip {TONES[verdict]}">{words[verdict]}</span>'
+    return f'<h1>One streaming unified world model {chip}</h1><p class="soft">{_text(line)}</p>'
 
 
 def _tiles(figures: dict) -> str:
@@ -174,7 +176,7 @@ def _videos(videos: Mapping, figures: dict) -> str:
     rate = float(figures.get("card", {}).get("rate_hz", 20))
     cells = []
     for name, frames in videos.items():
-        mark = _chip("failed") if "fail" in name else ""
+        mark = '<span class="chip bad">failed</span>' if "fail" in name else ""
         words = _text(name.replace("_", " "))
         film = f'<video src="{pictures.mp4(list(frames), rate)}" controls loop muted autoplay playsinline></video>'
         cells.append(f"<figure>{film}<figcaption>{words} ({len(frames) / rate:.1f} s) {mark}</figcaption></figure>")

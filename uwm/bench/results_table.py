@@ -1,0 +1,44 @@
+"""docs/results/README.md from the JSON files beside it: `python -m uwm.bench.results_table`."""
+
+import json
+from pathlib import Path
+
+from uwm.bench.runner import cells
+
+FOLDER = Path("docs/results")
+HEAD = """# Results of full runs
+
+Made by `python -m uwm.bench.results_table` from the JSON files in this folder; each was written by the command in its row.
+*Not judged* means that the evidence was too thin; *does not hold* is a result too.
+"""
+
+
+def build_table(folder: Path) -> str:
+    """The page for all records in a folder, in the order of their names; ValueError names a file that is no record."""
+    parts = [HEAD]
+    for file in sorted(Path(folder).glob("*.json")):
+        record = json.loads(file.read_text())
+        if not {"bench", "claim", "gates", "verdict", "command"} <= set(record):
+            raise ValueError(f"{file} is not the record of a bench: write it with `uwm bench NAME --out {file}`")
+        parts.append(_section(record, file.name))
+    return "\n".join(parts)
+
+
+def _section(record: dict, name: str) -> str:
+    lines = [f"## {record['bench']}: {record['verdict']}", "", record["claim"], ""]
+    lines += ["| metric | baseline | value | 95 % interval | gate | verdict |", "|---|---|---|---|---|---|"]
+    lines += ["| " + " | ".join(cells(gate)) + " |" for gate in record["gates"]]
+    versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
+    lines += ["", f"[{name}]({name}), `{record['command']}`, {record['seconds']:.0f} s on {record['machine']}; {versions}.", ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Writes the page."""
+    page = build_table(FOLDER)
+    (FOLDER / "README.md").write_text(page)
+    print(f"{FOLDER / 'README.md'} written")
+
+
+if __name__ == "__main__":
+    main()
