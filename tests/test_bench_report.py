@@ -1,0 +1,117 @@
+"""The report: one page that loads nothing, and JSON with the promised keys."""
+
+import base64
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+import bench_figures as figures
+from uwm.bench import gates, pictures, report
+
+VOID = {"meta", "img", "link", "br"}
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order, and gathers everything that a browser would fetch."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.sources, self.tags = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attributes if name in ("src", "href", "data", "poster", "xlink:href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    content = figures.demo_figures()
+    content["gates"] = gates.of_demo(content)
+    film = [np.full((32, 32, 3), 10 * tick, np.uint8) for tick in range(8)]
+    log = [{"stage": "train", "step": step, "seconds": step / 2, "loss": 1 / step, "rate": 1e-3} for step in range(10, 60, 10)]
+    videos = {"streaming_success_101": film, "streaming_failure_100": film}
+    report.write(folder, content, figures.examples(), videos, {"policy": "row 0 ..@@ <script>"}, log)
+    return folder
+
+
+def parsed(folder):
+    page = Page()
+    page.feed((folder / "report.html").read_text())
+    page.close()
+    return page
+
+
+def test_the_page_is_whole_and_loads_nothing_from_elsewhere(written):
+    page, text = parsed(written), (written / "report.html").read_text()
+    assert not page.open
+    assert page.sources
+    assert all(source.startswith("data:") for source in page.sources)
+    assert not re.search(r"https?:|//[a-z]|url\(|@import", re.sub(r"base64,[A-Za-z0-9+/=]+", "", text))
+    assert not {"script", "link", "iframe"} & set(page.tags)
+
+
+def test_the_page_shows_every_video_and_frame_and_the_figures(written):
+    page, text = parsed(written), (written / "report.html").read_text()
+    assert page.tags.count("video") == 2
+    assert page.tags.count("img") == 2 * 2 * (1 + 2 * 4)  # cameras, windows, present and 2 ticks of 4 kinds
+    for wanted in ("96 %", "48 of 50", "6.0x fewer", "0.42x", "streaming failure 100", "&lt;script&gt;", "every gate holds"):
+        assert wanted in text
+
+
+def test_the_json_has_the_promised_keys_and_only_numbers_that_json_knows(written):
+    content = json.loads((written / "report.json").read_text(), parse_constant=pytest.fail)
+    for policy in ("streaming", "chunked"):
+        part = content[policy]
+        assert {"success", "interval", "calls_per_action"} <= set(part)
+        assert set(part["latency_ms"]) == {"p50", "p95", "p99"}
+    assert content["inverse"]["relative_error"] == 0.42
+    assert content["forward"]["relative_error"] == 0.6
+    assert (content["rollouts"], content["seconds"]) == (50, 1000.0)
+    assert [gate["verdict"] for gate in content["gates"]] == ["holds"] * 5
+    assert all({"name", "value", "gate", "verdict"} <= set(gate) for gate in content["gates"])
+    assert content["versions"]["mujoco"] == "3.9"  # of the world that made the data, not of this process
+
+
+def test_a_picture_survives_its_png():
+    image = pytest.importorskip("PIL.Image")
+    frame = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    content = base64.b64decode(pictures.png(frame).partition(",")[2])
+    assert (np.asarray(image.open(io.BytesIO(content))) == frame).all()
+
+
+def test_a_video_survives_its_mp4():
+    av = pytest.importorskip("av")
+    frames = [np.full((16, 16, 3), value, np.uint8) for value in (20, 120, 220)]
+    content = base64.b64decode(pictures.mp4(frames, 20).partition(",")[2])
+    with av.open(io.BytesIO(content)) as film:
+        assert film.streams.video[0].codec_context.name == "h264"
+        back = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+    assert [frame.shape for frame in back] == [(16 * pictures.SCALE, 16 * pictures.SCALE, 3)] * 3
+    assert np.allclose([frame.mean() for frame in back], [20, 120, 220], atol=4)
+
+
+def test_a_picture_of_floats_and_an_empty_video_are_refused():
+    with pytest.raises(ValueError, match="uint8"):
+        pictures.png(np.zeros((4, 4, 3)))
+    with pytest.raises(ValueError, match="at least one frame"):
+        pictures.mp4([], 20)
+
+
+def test_a_curve_leaves_out_what_has_no_logarithm():
+    drawn = pictures.curve({"loss": ([1, 2, 3, 4], [1.0, 0.0, math.nan, 0.1])}, "steps")
+    assert len(re.search(r'points="([^"]*)"', drawn)[1].split()) == 2
+    assert "nothing was logged" in pictures.curve({}, "steps")

@@ -1,0 +1,136 @@
+"""Gates and the runner: thin evidence is never a pass, and the exit code says what the last line says."""
+
+import json
+import math
+import re
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+import bench_figures as figures
+from uwm.bench import gates, modes_bench, render_bench, results_table, runner
+from uwm.bench.gates import Gate
+from uwm.core.config import ConfigError
+
+GOOD, BAD, THIN = Gate("good", 0.3, "<=", 0.5), Gate("bad", 0.7, "<=", 0.5), Gate("thin", 0.3, "<=", 0.5, enough=False)
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """Registers a bench `made_up` with these gates."""
+
+    def register(*found):
+        result = runner.Result("A claim.", found, (1, 2), {"nan": math.nan})
+        monkeypatch.setitem(runner.BENCHES, "made_up", "made_up_bench")
+        monkeypatch.setitem(sys.modules, "made_up_bench", SimpleNamespace(run=lambda quick, out: result))
+
+    return register
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict", "code"),
+    [
+        ((GOOD, GOOD), "holds", 0),
+        ((GOOD, BAD), "does not hold", 1),
+        ((GOOD, THIN), "not judged", 1),
+        ((THIN, BAD), "does not hold", 1),
+        ((), "not judged", 1),
+    ],
+)
+def test_only_gates_that_all_hold_give_exit_code_0(bench, capsys, tmp_path, found, verdict, code):
+    bench(*found)
+    assert runner.main("made_up", out=tmp_path / "deep" / "made_up.json") == code
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"made_up: {verdict} (")
+    record = json.loads((tmp_path / "deep" / "made_up.json").read_text(), parse_constant=pytest.fail)
+    assert record["verdict"] == verdict
+    assert [gate["verdict"] for gate in record["gates"]] == [gate.verdict for gate in found]
+    assert {"seeds", "versions", "machine", "command", "figures", "seconds", "claim"} <= set(record)
+    assert record["figures"]["nan"] is None
+
+
+def test_the_table_shows_metric_baseline_value_interval_gate_and_verdict(bench, capsys):
+    bench(Gate("error", 0.421, "<=", 0.5, baseline="the mean", interval=(0.4, 0.44)))
+    runner.main("made_up")
+    line = capsys.readouterr().out.splitlines()[2]
+    assert re.split(r"\s{2,}", line) == ["error", "the mean", "0.421", "0.4 to 0.44", "<= 0.5", "holds"]
+
+
+def test_an_unknown_bench_lists_what_exists():
+    with pytest.raises(ConfigError, match=r"did you mean 'modes'.*modes, render"):
+        runner.main("mode")
+
+
+def test_a_value_that_is_not_a_number_fails_even_on_thin_evidence():
+    assert Gate("broken", math.nan, "<", 1.0, enough=False).verdict == "does not hold"
+    assert gates.relative("forward", {"relative_error": None}, "<", 1.0, "copy").verdict == "does not hold"
+
+
+@pytest.mark.parametrize(("sense", "at_limit"), [("<", "does not hold"), ("<=", "holds"), (">", "does not hold"), (">=", "holds")])
+def test_a_value_at_the_limit(sense, at_limit):
+    assert Gate("edge", 0.5, sense, 0.5).verdict == at_limit
+
+
+def test_an_unknown_sense_is_refused():
+    with pytest.raises(ValueError, match="sense must be one of"):
+        Gate("edge", 0.5, "=<", 0.5)
+
+
+def demo_verdicts(**changes):
+    return [gate.verdict for gate in gates.of_demo({**figures.demo_figures(), **changes})]
+
+
+def test_the_demos_gates_hold_at_their_very_limits():
+    limits = {"streaming": figures.closed_loop(45, 0.75), "chunked": figures.closed_loop(47, 3.0), "inverse": figures.action_figures(0.5)}
+    assert demo_verdicts(**limits) == ["holds"] * 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "failing"),
+    [
+        ({"streaming": figures.closed_loop(44, 0.5), "chunked": figures.closed_loop(44, 3.0)}, 0),
+        ({"streaming": figures.closed_loop(48, 0.76)}, 1),
+        ({"streaming": figures.closed_loop(46, 0.5), "chunked": figures.closed_loop(49, 3.0)}, 2),
+        ({"inverse": figures.action_figures(0.51)}, 3),
+        ({"forward": figures.image_figures(1.0)}, 4),
+    ],
+)
+def test_each_of_the_demos_gates_can_fail_alone(changes, failing):
+    assert demo_verdicts(**changes) == ["does not hold" if index == failing else "holds" for index in range(5)]
+
+
+def test_success_over_fewer_than_50_rollouts_is_not_judged():
+    few = {"streaming": figures.closed_loop(10, 0.5, 10), "chunked": figures.closed_loop(10, 3.0, 10)}
+    assert demo_verdicts(**few) == ["not judged", "holds", "not judged", "holds", "holds"]
+
+
+def test_the_modes_bench_judges_only_with_enough_windows():
+    many = modes_bench.gates(figures.demo_figures())
+    assert [gate.verdict for gate in many] == ["holds"] * 6
+    few = modes_bench.gates({**figures.demo_figures(), "windows": modes_bench.QUICK[0]})
+    assert {gate.verdict for gate in few} == {"not judged"}
+
+
+def test_the_modes_bench_says_how_to_get_the_checkpoint_that_it_lacks(monkeypatch, tmp_path):
+    monkeypatch.setattr(modes_bench, "CHECKPOINT", tmp_path / "model")
+    with pytest.raises(ValueError, match="uwm demo"):
+        modes_bench.run(True, None)
+
+
+def test_the_render_bench_takes_the_median_of_enough_runs():
+    gate = render_bench.gate([0.2, 0.9, 0.1, 0.2, 0.3, 0.1])
+    assert (gate.value, gate.interval, gate.verdict) == (0.2, (0.1, 0.9), "holds")
+    assert render_bench.gate([0.4] * 6).verdict == "does not hold"
+    assert render_bench.gate([0.1]).verdict == "not judged"
+
+
+def test_the_results_table_is_made_from_the_records(bench, tmp_path):
+    bench(GOOD, BAD)
+    runner.main("made_up", out=tmp_path / "made_up.json")
+    page = results_table.build_table(tmp_path)
+    assert "## made_up: does not hold" in page
+    assert "| bad | - | 0.7 | - | <= 0.5 | does not hold |" in page
+    assert "`uwm bench made_up`" in page
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"other\.json is not the record of a bench"):
+        results_table.build_table(tmp_path)
