@@ -82,6 +82,8 @@ def _groups(layout: Layout, role: Tensor) -> list[tuple[Layout, Tensor]]:
 def _errors(model, layout: Layout, drawn: Draw, clean: Tensor, noise: Tensor, prefix) -> dict[str, tuple[Tensor, int]]:
     """Per stream: the sum over active tokens of the mean squared error, and how many there were."""
     path = gaussian.path(model.config.path)
+    # Before any arithmetic: an absent token may hold anything, and NaN times a zero gradient is NaN.
+    clean = torch.where(roles.seen(drawn.role)[..., None], clean, 0.0)
     x = gaussian.corrupt(path, clean, noise, drawn.level)
     predicted = model(x, drawn.level, drawn.role, layout, prefix)
     wanted = gaussian.target(path, model.config.prediction, clean, noise, drawn.level)
@@ -90,7 +92,6 @@ def _errors(model, layout: Layout, drawn: Draw, clean: Tensor, noise: Tensor, pr
     for stream in layout.streams:
         span = layout.span(stream.name)
         error = (predicted - wanted)[:, span, : stream.size].float().square().mean(dim=-1)
-        # where, not times: an absent token may hold anything, NaN included.
         there = active[:, span]
         errors[stream.name] = (torch.where(there, error, 0.0).sum(), int(there.sum()))
     return errors

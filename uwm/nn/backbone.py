@@ -146,7 +146,6 @@ class Backbone(nn.Module):
         tokens see the whole prefix.
         """
         batch, count, _ = tokens.shape
-        # An absent token's content must not matter, not even if it is NaN.
         tokens = torch.where(seen[..., None], tokens, 0.0)
         level = torch.where(seen, level, 1.0)
         if with_registers and len(self.registers):

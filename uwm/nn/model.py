@@ -141,7 +141,8 @@ class UnifiedModel(nn.Module):
         """
         if x.shape[1:] != (layout.tokens, layout.size):
             raise ValueError(f"tokens must be (B, {layout.tokens}, {layout.size}), got {tuple(x.shape)}")
-        parts = layout.unpack(x)
+        # An absent token's content must not matter, not even if it is NaN.
+        parts = layout.unpack(torch.where(roles.seen(role)[..., None], x, 0.0))
         tokens = torch.cat([self._read(layout[name], part) for name, part in parts.items()], dim=1)
         tags = layout.tags.to(x.device)
         hidden, _ = self.backbone(tokens, level, tags[:, 1:4].float(), tags[:, 4], roles.seen(role), prefix)

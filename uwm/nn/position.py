@@ -12,7 +12,7 @@ from uwm.core.shapes import Float
 LONGEST_TICKS, LONGEST_CELLS = 256.0, 64.0
 
 
-def frequencies(head_width: int) -> list[Float[Tensor, " F"]]:
+def frequencies(head_width: int) -> list[Tensor]:
     """Turning speeds (radians per tick, per row, per column) of the three parts of a head; half the width in all."""
     if head_width % 2:
         raise ValueError(f"a head needs an even width for rotary positions, got {head_width}")

@@ -1,0 +1,107 @@
+"""Policies in a loop: memory is a value, batches do not matter, calls are counted."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import uwm_envs
+from uwm_data import clamp_frames
+
+from uwm.robot import evaluate as evaluation
+from uwm.robot.history import History, observe
+from uwm.robot.policy import Policy, PolicyConfig
+from uwm.sample.roll import Buffer
+
+CONFIG = PolicyConfig(rows=8, chunk=2, chunks=4, past=2)
+
+
+@pytest.mark.parametrize("kind", ["streaming", "chunked"])
+def test_saving_and_restoring_mid_episode_changes_nothing_bit_for_bit(kind):
+    policy = Policy(tiny.model(), replace(CONFIG, kind=kind))
+    net = policy.model
+    drive = lambda memory, ticks, start: _drive_float(policy, net, memory, ticks, start)  # noqa: E731
+    _, straight = drive(policy.start([3]), 5, 0)
+    half, _ = drive(policy.start([3]), 2, 0)
+    kept = {name: value.clone() for name, value in half.tensors().items()}
+    _, rest = drive(Buffer.from_tensors(kept), 3, 2)
+    assert torch.equal(rest, straight[2:])
+
+
+def _drive_float(policy, net, memory, ticks, start):
+    sent = []
+    for tick in range(start, start + ticks):
+        memory, actions = policy.act(memory, tiny.observation(1, tick, net.config))
+        sent.append(actions)
+        memory = policy.done(memory, actions)
+    return memory, torch.stack(sent)
+
+
+def test_a_batch_gives_what_single_environments_give():
+    policy = Policy(tiny.model(), CONFIG)
+    together = [policy.start([1, 2, 3])]
+    outputs = []
+    for tick in range(3):
+        memory, actions = policy.act(together[0], tiny.observation(3, tick, policy.model.config))
+        outputs.append(actions)
+        together[0] = policy.done(memory, actions)
+    for index, seed in enumerate([1, 2, 3]):
+        memory = policy.start([seed])
+        for tick in range(3):
+            given = tiny.observation(3, tick, policy.model.config)
+            alone = replace(
+                given, images={n: v[index : index + 1] for n, v in given.images.items()}, proprio=given.proprio[index : index + 1]
+            )
+            memory, actions = policy.act(memory, alone)
+            torch.testing.assert_close(actions[0], outputs[tick][index], rtol=1e-4, atol=1e-4)
+            memory = policy.done(memory, actions)
+
+
+def test_streaming_needs_chunks_times_fewer_calls_after_its_start():
+    net, calls = tiny.model(), {}
+    for kind in ("streaming", "chunked"):
+        policy = Policy(net, replace(CONFIG, kind=kind, primer="zero"))
+        _drive_float(policy, net, policy.start([0]), 4, 0)
+        calls[kind] = policy.calls
+    assert calls == {"streaming": 4 * 8 // 4, "chunked": 4 * 8}
+
+
+def test_a_horizon_that_was_not_trained_is_refused():
+    with pytest.raises(ValueError, match="trained on"):
+        Policy(tiny.model(), replace(CONFIG, chunks=5))
+
+
+def test_nan_in_an_observation_is_refused_with_its_place():
+    with pytest.raises(ValueError, match=r"proprio.*nan.*\[1\]"):
+        History(1).add({"proprio": np.array([0.0, np.nan])})
+
+
+def test_the_history_pads_like_training_windows():
+    history = History(4)
+    for tick in range(6):
+        history = history.add({"proprio": np.array([float(tick)])})
+        offsets = (-3, -2, -1, 0)
+        wanted, real = clamp_frames(np.array([tick + o for o in offsets]), tick + 1)
+        frames, valid = history.read("proprio", offsets)
+        assert frames[:, 0].tolist() == wanted.tolist() and valid.tolist() == real.tolist()
+
+
+def test_a_camera_that_some_environments_lack_is_marked():
+    frame = np.zeros((32, 32, 3), np.uint8)
+    seen = observe([{"proprio": np.zeros(2), "agentview": frame}, {"proprio": np.zeros(2)}], tiny.CAMERAS)
+    assert seen.present["agentview"].tolist() == [True, False] and "wrist" not in seen.images
+
+
+def test_a_rollout_in_the_toy_world_repeats_with_its_seed_and_counts_calls():
+    env = uwm_envs.make("Toy", cameras=tiny.CAMERAS, image_size=32)
+    policy = Policy(tiny.model(), CONFIG)
+    first, second = (evaluation.rollout(env, policy, seed=5, camera="agentview") for _ in range(2))
+    assert first.ticks == second.ticks and first.calls == second.calls > 0
+    assert all(np.array_equal(a, b) for a, b in zip(first.frames, second.frames, strict=True))
+
+
+def test_the_wilson_interval_has_its_known_values():
+    low, high = evaluation.wilson(40, 50)
+    assert (round(low, 2), round(high, 2)) == (0.67, 0.89)
+    assert evaluation.wilson(50, 50)[1] == pytest.approx(1.0)

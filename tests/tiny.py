@@ -1,0 +1,46 @@
+"""A model of a few thousand weights and random batches for it, for tests of everything above the network."""
+
+import torch
+
+from uwm.core.patterns import Pattern
+from uwm.learn.objective import Batch
+from uwm.nn.autoencoder import AutoencoderConfig
+from uwm.nn.backbone import BackboneConfig
+from uwm.nn.model import ModelConfig, Observation, UnifiedModel
+
+CAMERAS = ("agentview", "wrist")
+PATTERNS = (
+    Pattern(0.5, "ladder", "absent", chunk=2, committed=2),
+    Pattern(0.3, "constant", "constant"),
+    Pattern(0.2, "absent", "constant"),
+)
+
+
+def model(seed: int = 0, action_size: int = 2, proprio_size: int = 2, image_size: int = 32) -> UnifiedModel:
+    """Random weights everywhere, the heads included, so that nothing is trivially zero."""
+    torch.manual_seed(seed)
+    config = ModelConfig(
+        CAMERAS, proprio_size, action_size, past=2, horizon=8, video_frames=(4, 8), grid=2,
+        backbone=BackboneConfig(width=16, depth=2, heads=2, registers=2, waist=8),
+        autoencoder=AutoencoderConfig(image_size, 8, 2),
+    )  # fmt: skip
+    built = UnifiedModel(config)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+    return built.eval()
+
+
+def observation(batch: int, seed: int = 0, config: ModelConfig | None = None) -> Observation:
+    config = config or model().config
+    generator = torch.Generator().manual_seed(seed)
+    side = config.autoencoder.image_size
+    images = {name: torch.rand(batch, 3, side, side, generator=generator) for name in config.cameras}
+    return Observation(images, torch.randn(batch, config.proprio_size, generator=generator))
+
+
+def batch(net: UnifiedModel, count: int = 4, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    layout = net.layout
+    clean = torch.randn(count, layout.tokens, layout.size, generator=generator)
+    return Batch(observation(count, seed, net.config), clean, torch.ones(count, layout.tokens, dtype=torch.bool))
