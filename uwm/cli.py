@@ -24,7 +24,7 @@ from uwm.core.config import ConfigError, unknown
 # What each optional package belongs to, for the message when it is missing. tests/test_packaging.py holds this to pyproject.toml.
 EXTRA_OF = {
     "robosuite": "sim", "mujoco": "sim", "gymnasium": "sim", "cv2": "sim",
-    "zarr": "data", "numcodecs": "data", "h5py": "data", "pyarrow": "data", "av": "data",
+    "zarr": "data", "numcodecs": "data", "google_crc32c": "data", "h5py": "data", "pyarrow": "data", "av": "data",
     "hydra": "train", "omegaconf": "train", "wandb": "train", "tqdm": "train",
     "websockets": "serve", "msgpack": "serve",
     "matplotlib": "viz", "PIL": "viz",

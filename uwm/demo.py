@@ -124,14 +124,14 @@ def _latency(run: DemoRun, path: Path) -> dict:
 
 
 def _modes(run: DemoRun, path: Path) -> dict:
-    from uwm.bench import modes
+    from uwm.bench import modes, modes_bench
 
     model, windows = build.held_out(path)
-    chosen = np.linspace(0, len(windows) - 1, min(run.windows, len(windows))).astype(int)
-    batch = windows.batch(chosen)
-    frames = windows.future_frames(chosen)
-    torch.set_num_threads(max(1, run.workers))
-    figures = modes.measure(model, batch, frames, batch.observation.images, run.rows, list(range(len(chosen))))
+    chosen = modes_bench.spread(windows.windows, max(model.config.video_frames), run.windows)
+    batch, frames = windows.batch(chosen), windows.future_frames(chosen)
+    episodes = torch.from_numpy(windows.windows.locate(chosen)[0])
+    seeds = [int(index) for index in chosen]
+    figures = modes.measure(model, batch, frames, batch.observation.images, run.rows, seeds, groups=episodes)
     examples = figures.pop("examples")
     np.savez_compressed(run.folder / "stages" / "examples.npz", **examples)
     return figures
