@@ -6,6 +6,7 @@ import re
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import bench_figures as figures
@@ -115,6 +116,27 @@ def test_the_modes_bench_says_how_to_get_the_checkpoint_that_it_lacks(monkeypatc
     monkeypatch.setattr(modes_bench, "CHECKPOINT", tmp_path / "model")
     with pytest.raises(ValueError, match="uwm demo"):
         modes_bench.run(True, None)
+
+
+class ThreeEpisodes:
+    """Windows over episodes of 10, 4 and 9 ticks, as far as `spread` looks at them."""
+
+    place = np.repeat([0, 1, 2], [10, 4, 9])
+    tick = np.concatenate([np.arange(10), np.arange(4), np.arange(9)])
+
+    def __len__(self):
+        return len(self.place)
+
+    def locate(self, indices):
+        return self.place[indices], self.tick[indices]
+
+
+def test_the_modes_bench_takes_windows_whose_future_frames_all_exist():
+    # An episode of T ticks has T + 1 observations: frame tick + 6 exists up to tick T - 6.
+    assert modes_bench.spread(ThreeEpisodes(), 6, 100).tolist() == [0, 1, 2, 3, 4, 14, 15, 16, 17]
+    assert modes_bench.spread(ThreeEpisodes(), 6, 3).tolist() == [0, 4, 17]
+    with pytest.raises(ValueError, match="longer than 11 ticks"):
+        modes_bench.spread(ThreeEpisodes(), 11, 3)
 
 
 def test_the_render_bench_takes_the_median_of_enough_runs():
