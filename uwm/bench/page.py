@@ -258,7 +258,8 @@ def _curves(curves: list[dict]) -> str:
 
 def _setup(figures: dict) -> str:
     seeds = figures["streaming"].get("seeds", [])
-    rows = [[_text(name.replace("_", " ")), _text(value)] for name, value in checkpoint(figures).items()]
+    words = {name: ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value for name, value in checkpoint(figures).items()}
+    rows = [[_text(name.replace("_", " ")), _text(value)] for name, value in words.items()]
     rows += [["rollout seeds", f"{min(seeds)} to {max(seeds)}"]] if seeds else []
     rows += [["held-out windows", _text(figures["windows"])]] if "windows" in figures else []
     rows += [["versions", _text(", ".join(f"{name} {value}" for name, value in versions(figures).items()))]]
