@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from oracle import DTYPE, Columns, Gaussian, affine, autoregressive, correlated, relative, unchecked_shapes
 
+from oracle import DTYPE, Columns, Gaussian, affine, autoregressive, correlated, relative, unchecked_shapes
 from uwm.core import plans, roles
 from uwm.core.streams import Layout, Stream
 from uwm.noise.gaussian import PATHS

@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import DTYPE, correlated, unchecked_shapes
 
+from oracle import DTYPE, correlated, unchecked_shapes
 from uwm.core import plans, roles
 from uwm.core.streams import Layout, Stream
 from uwm.noise.gaussian import PATHS

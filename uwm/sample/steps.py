@@ -47,8 +47,12 @@ class StepRule:
                 f"levels must be (B, N) = {tuple(x.shape[:2])}, got {tuple(level_from.shape)}, {tuple(level_to.shape)}"
             )
         moved = self.move(denoise, path, x, level_from, level_to, carry, randomness)
-        still = (level_from == level_to)[..., None]
-        return moved._replace(x=torch.where(still, x, moved.x))
+        still = level_from == level_to
+        x = torch.where(still[..., None], x, moved.x)
+        if randomness is None:
+            return moved._replace(x=x)
+        # A sample that waits for others must draw nothing meanwhile, or its next noise would depend on the batch.
+        return moved._replace(x=x, randomness=moved.randomness.where(~still.all(dim=1), randomness))
 
 
 def _toward(path: GaussianPath, x: Tensor, clean: Tensor, level_from: Tensor, level_to: Tensor) -> Tensor:
