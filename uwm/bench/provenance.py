@@ -1,9 +1,7 @@
-"""Where a figure comes from: versions of what computed it, and the command that repeats it."""
+"""Where a figure comes from: versions of what computed it, and the machine."""
 
 import os
 import platform
-import shlex
-import sys
 from importlib import metadata
 
 import uwm
@@ -26,8 +24,3 @@ def machine() -> str:
     """Cores and architecture, which latencies depend on."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{cores} cores, {platform.machine()}, {platform.system()}"
-
-
-def command() -> str:
-    """The command that is running, as one would type it: without the folder that the program lies in."""
-    return shlex.join([os.path.basename(sys.argv[0]).replace("__main__.py", "uwm"), *sys.argv[1:]])
