@@ -9,7 +9,8 @@ FOLDER = Path("docs/results")
 HEAD = """# Results of full runs
 
 Made by `python -m uwm.bench.results_table` from the JSON files in this folder; each was written by the
-command in its section with `--out docs/results/NAME.json`. *Not judged* means that the evidence was too thin; *does not hold* is a result too.
+command in its section with `--out docs/results/NAME.json`. *Not judged* means that the
+evidence was too thin; *does not hold* is a result too.
 """
 
 
