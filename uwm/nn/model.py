@@ -49,10 +49,12 @@ class ModelConfig:
     @property
     def layout(self) -> Layout:
         """Every token that is denoised: actions, then one video stream per camera."""
-        side, latent = self.autoencoder.image_size // 16, self.autoencoder.latent
         action = Stream("action", "action", tuple(range(-self.past, self.horizon)), self.action_size)
+        if not self.video_frames:
+            return Layout((action,))
+        side, latent = self.autoencoder.image_size // 16, self.autoencoder.latent
         video = [Stream(name, "video", self.video_frames, 4 * latent, (side, side)) for name in self.cameras]
-        return Layout((action, *video)) if self.video_frames else Layout((action,))
+        return Layout((action, *video))
 
 
 @dataclass(frozen=True)
