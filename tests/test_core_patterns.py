@@ -1,0 +1,154 @@
+"""Patterns: what levels and roles training draws."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uwm.core import patterns, roles
+from uwm.core.patterns import RULES, Pattern, draw, draw_mixture
+from uwm.core.streams import Layout, Stream
+
+LAYOUT = Layout(
+    (
+        Stream("action", "action", (-2, -1, *range(8)), 2),
+        Stream("top", "video", (4, 8), 3, grid=(2, 2)),
+        Stream("wrist", "video", (4, 8), 3),
+    )
+)
+FUTURE = LAYOUT.mask("action") & (LAYOUT.frame >= 0)
+PAST = LAYOUT.frame < 0
+VIDEO = LAYOUT.mask("top", "wrist")
+DRAWN = ("constant", "independent", "ladder", "linear")
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("video", RULES)
+@pytest.mark.parametrize("action", RULES)
+def test_every_pair_of_rules_draws_levels_in_range_and_the_role_of_the_rule(action, video):
+    drawn = draw(Pattern(action=action, video=video, chunk=2), LAYOUT, 64, seeded())
+    for rule, where in ((action, FUTURE), (video, VIDEO)):
+        level, role = drawn.level[:, where], set(drawn.role[:, where].flatten().tolist())
+        if rule in DRAWN:
+            assert float(level.min()) > 0 and float(level.max()) <= 1 and float(level.std()) > 0.1
+            assert role == {roles.ACTIVE}, "what is drawn is learned"
+        else:
+            assert set(level.flatten().tolist()) == {0.0 if rule == "given" else 1.0}
+            assert role == {roles.ABSENT if rule == "absent" else roles.GIVEN}
+
+
+@given(seed=st.integers(0, 10**6), rule=st.sampled_from(DRAWN))
+def test_no_drawn_level_is_clean_or_above_noise(seed, rule):
+    level = draw(Pattern(action=rule, video=rule), LAYOUT, 256, seeded(seed)).level[:, ~PAST]
+    assert float(level.min()) > 0 and float(level.max()) <= 1
+
+
+def test_constant_is_one_uniform_level_per_sample_and_modality():
+    """UWM's square: the two modalities' levels are independent."""
+    level = draw(Pattern(action="constant", video="constant"), LAYOUT, 4000, seeded()).level
+    action, video = level[:, FUTURE], level[:, VIDEO]
+    assert torch.equal(action, action[:, :1].expand_as(action)) and torch.equal(video, video[:, :1].expand_as(video))
+    for one in (action[:, 0], video[:, 0]):
+        assert torch.allclose(one.quantile(torch.tensor([0.1, 0.5, 0.9])), torch.tensor([0.1, 0.5, 0.9]), atol=0.03)
+    assert abs(float(torch.corrcoef(torch.stack([action[:, 0], video[:, 0]]))[0, 1])) < 0.05
+
+
+def test_independent_is_one_level_per_frame_shared_by_its_tokens_and_cameras():
+    level = draw(Pattern(action="independent", video="independent"), LAYOUT, 2000, seeded()).level
+    frames = LAYOUT.frame[VIDEO]
+    for frame in (4, 8):
+        of_frame = level[:, VIDEO][:, frames == frame]
+        assert torch.equal(of_frame, of_frame[:, :1].expand_as(of_frame))
+    correlation = torch.corrcoef(level[:, FUTURE].T) - torch.eye(8)
+    assert float(correlation.abs().max()) < 0.1
+
+
+@pytest.mark.parametrize("chunk, chunks", [(1, 8), (2, 4), (4, 2), (8, 1)])
+def test_a_ladder_has_chunk_i_at_i_plus_u_over_h_with_one_phase_per_sample(chunk, chunks):
+    level = draw(Pattern(action="ladder", video="absent", chunk=chunk), LAYOUT, 2000, seeded()).level[:, FUTURE]
+    phase = chunks * level - torch.arange(8) // chunk
+    assert float(phase.min()) > -1e-5 and float(phase.max()) <= 1 + 1e-5
+    assert torch.allclose(phase, phase[:, :1].expand_as(phase), atol=1e-5)
+    assert torch.allclose(phase[:, 0].quantile(torch.tensor([0.1, 0.5, 0.9])), torch.tensor([0.1, 0.5, 0.9]), atol=0.04)
+
+
+def test_a_rest_shorter_than_a_chunk_joins_the_last_one():
+    level = draw(Pattern(action="ladder", video="absent", chunk=3), LAYOUT, 5, seeded()).level[:, FUTURE]
+    assert torch.allclose(level.diff(dim=1), torch.tensor([0, 0, 0.5, 0, 0, 0, 0]).expand(5, 7), atol=1e-6)
+
+
+def test_linear_is_a_ramp_with_a_random_phase_which_the_released_code_has_not():
+    level = draw(Pattern(action="linear", video="absent"), LAYOUT, 500, seeded()).level[:, FUTURE]
+    assert torch.allclose(level.diff(dim=1), torch.full((500, 7), 1 / 8), atol=1e-6)
+    assert float(level[:, 0].std()) > 0.02
+
+
+@pytest.mark.parametrize("longest", [0, 1, 5, 8])
+def test_a_committed_prefix_is_clean_without_loss_and_of_every_length(longest):
+    drawn = draw(Pattern(action="constant", video="constant", committed=longest), LAYOUT, 1000, seeded())
+    committed = drawn.role[:, FUTURE] == roles.COMMITTED
+    length = committed.sum(dim=1)
+    assert torch.equal(committed, torch.arange(8)[None] < length[:, None])
+    assert set(length.tolist()) == set(range(longest + 1))
+    assert not bool(drawn.level[:, FUTURE][committed].any()) and bool((drawn.level[:, FUTURE][~committed] > 0).all())
+    assert set(drawn.role[:, VIDEO].flatten().tolist()) == {roles.ACTIVE}
+
+
+def test_absent_actions_are_never_committed():
+    drawn = draw(Pattern(action="absent", committed=5), LAYOUT, 200, seeded())
+    assert set(drawn.role[:, FUTURE].flatten().tolist()) == {roles.ABSENT}
+
+
+@pytest.mark.parametrize("action", RULES)
+def test_past_actions_are_clean_and_the_most_recent_ones_are_shown_in_every_number(action):
+    drawn = draw(Pattern(action=action), LAYOUT, 900, seeded())
+    role = drawn.role[:, PAST]
+    assert not bool(drawn.level[:, PAST].any()) and set(role.flatten().tolist()) == {roles.GIVEN, roles.ABSENT}
+    shown = role == roles.GIVEN
+    counts = torch.bincount(shown.sum(dim=1), minlength=3)
+    assert bool(((counts - 300).abs() < 60).all())
+    assert bool((shown[:, 1] >= shown[:, 0]).all()), "frame -1 is never hidden while -2 is shown"
+
+
+def test_a_mixture_has_its_shares_and_every_sample_follows_its_pattern():
+    mixture = (Pattern(3.0, "ladder", "absent"), Pattern(1.0, "given", "constant"), Pattern(0.0, "noise", "noise"))
+    drawn = draw_mixture(mixture, LAYOUT, 4000, seeded())
+    share = torch.bincount(drawn.pattern, minlength=3) / 4000
+    assert torch.allclose(share, torch.tensor([0.75, 0.25, 0.0]), atol=0.03)
+    first, second = drawn.pattern == 0, drawn.pattern == 1
+    assert set(drawn.role[first][:, VIDEO].flatten().tolist()) == {roles.ABSENT}
+    assert set(drawn.role[first][:, FUTURE].flatten().tolist()) == {roles.ACTIVE}
+    assert not bool(drawn.level[second][:, FUTURE].any())
+    assert set(drawn.role[second][:, VIDEO].flatten().tolist()) == {roles.ACTIVE}
+    assert patterns.shares(mixture) == {
+        "action ladder, video absent": 0.75, "action given, video constant": 0.25, "action noise, video noise": 0.0,
+    }  # fmt: skip
+
+
+def test_the_generator_decides_and_nothing_else():
+    mixture = (Pattern(1.0, "ladder", "independent", committed=2), Pattern(1.0, "constant", "absent"))
+    first, again, other = (draw_mixture(mixture, LAYOUT, 32, seeded(seed)) for seed in (1, 1, 2))
+    torch.manual_seed(123)
+    assert torch.equal(first.level, again.level) and torch.equal(first.role, again.role)
+    assert torch.equal(first.pattern, again.pattern)
+    assert not torch.equal(first.level, other.level)
+
+
+def test_a_layout_without_actions_or_without_video_is_drawn_too():
+    for names in (["action"], ["top", "wrist"]):
+        part = LAYOUT.select(names)
+        assert draw(Pattern(committed=2), part, 3, seeded()).level.shape == (3, part.tokens)
+
+
+def test_patterns_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match=r"rule for video must be one of .*'ladder'.*got 'stairs'"):
+        Pattern(video="stairs")
+    for wrong in ({"weight": -1.0}, {"chunk": 0}, {"committed": -1}):
+        with pytest.raises(ValueError, match="must be >= 0 and chunk >= 1"):
+            Pattern(**wrong)
+    for none in ((), (Pattern(0.0),)):
+        with pytest.raises(ValueError, match="at least one pattern with a positive weight"):
+            draw_mixture(none, LAYOUT, 4, seeded())
