@@ -2,9 +2,9 @@ r"""Lift: come down onto the cube in an arc from the left or from the right, clo
 
 Seen from the robot's side, two arcs of one length; the sideways offset shrinks with the height that is left:
 
-        o----.          .----o
-              \        /
-               [ cube ]
+    o----.          .----o
+          \        /
+           [ cube ]
 """
 
 import numpy as np
