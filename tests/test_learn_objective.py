@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from uwm.core.patterns import Pattern
 from uwm.learn.augment import AugmentConfig, augment
 from uwm.learn.objective import ObjectiveConfig, loss

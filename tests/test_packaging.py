@@ -115,7 +115,7 @@ def test_the_pins_that_keep_robosuite_and_pyarrow_alive():
 
 
 def test_a_missing_package_is_blamed_on_an_extra_that_holds_it():
-    distribution = {"hydra": "hydra-core", "cv2": "opencv-python", "PIL": "pillow"}
+    distribution = {"hydra": "hydra-core", "cv2": "opencv-python", "PIL": "pillow", "google_crc32c": "google-crc32c"}
     for module, extra in cli.EXTRA_OF.items():
         names = {name_of(need) for need in PROJECT["optional-dependencies"][extra]}
         assert distribution.get(module, module) in names, f"{module} is said to be in {extra}"

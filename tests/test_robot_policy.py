@@ -4,15 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
 import torch
-import uwm_envs
-from uwm_data import clamp_frames
 
+import tiny
+import uwm_envs
 from uwm.robot import evaluate as evaluation
 from uwm.robot.history import History, observe
 from uwm.robot.policy import Policy, PolicyConfig
 from uwm.sample.roll import Buffer
+from uwm_data import clamp_frames
 
 CONFIG = PolicyConfig(rows=8, chunk=2, chunks=4, past=2)
 

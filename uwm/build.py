@@ -10,7 +10,6 @@
 
 import json
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,14 +23,16 @@ from uwm.learn import checkpoint as checkpoints
 from uwm.learn.augment import AugmentConfig, augment
 from uwm.learn.autoencode import AutoencodeConfig, LatentTable, train_autoencoder
 from uwm.learn.logs import Log
-from uwm.learn.loop import PRECISIONS, TrainConfig, TrainState, generator_at, train as run_training
+from uwm.learn.loop import PRECISIONS, TrainConfig, TrainState, generator_at
+from uwm.learn.loop import train as run_training
 from uwm.learn.objective import Batch
 from uwm.nn.autoencoder import AutoencoderConfig
 from uwm.nn.backbone import BackboneConfig
 from uwm.nn.codecs import frames_to_unit
 from uwm.nn.model import ModelConfig, Observation, UnifiedModel
 from uwm.robot import evaluate as evaluation
-from uwm.robot.collect import Episode, collect as run_collection
+from uwm.robot.collect import Episode
+from uwm.robot.collect import collect as run_collection
 from uwm.robot.policy import Policy, PolicyConfig
 
 # ---------------------------------------------------------------------------------------------------------- what a run is
@@ -133,8 +134,9 @@ def collect(config: dict) -> int:
 
 
 def _collect(run: CollectRun) -> Path:
-    import uwm_data
     from tqdm import tqdm
+
+    import uwm_data
 
     path = Path(run.out)
     card = _world_card(run)
@@ -174,9 +176,10 @@ def _streams(card: dict) -> dict:
 
     rate, action, proprio = card["rate_hz"], card["action"], card["proprio"]
     side = card["image_size"]
-    actions = {name: StreamSpec((len(action["names"]),), "float32", rate, "action", action["units"], action["names"]) for name in ("action", "action_intended")}
+    acts = StreamSpec((len(action["names"]),), "float32", rate, "action", action["units"], action["names"])
     state = StreamSpec((card["proprio_size"],), "float32", rate, "state", proprio["units"], proprio["names"])
-    return {camera: StreamSpec((side, side, 3), "uint8", rate, "video") for camera in card["cameras"]} | {"proprio": state} | actions
+    video = {camera: StreamSpec((side, side, 3), "uint8", rate, "video") for camera in card["cameras"]}
+    return {**video, "proprio": state, "action": acts, "action_intended": acts}
 
 
 def _refuse_other_world(have: dict, card: dict, path: Path) -> None:
@@ -296,7 +299,7 @@ class ModelWindows:
         """The true future frames (B, T, 3, H, W) in [0, 1] of windows by number, clamped at the end of the episode."""
         import uwm_data
 
-        offsets = {camera: self.model.config.video_frames for camera in self.data.cameras}
+        offsets = dict.fromkeys(self.data.cameras, self.model.config.video_frames)
         read = uwm_data.Windows(self.data.store, offsets, self.windows.episodes, cache_bytes=0).batch(indices)
         return {camera: frames_to_unit(torch.from_numpy(value)) for camera, value in read.values.items()}
 
@@ -440,7 +443,7 @@ def roll_out(run: EvalRun) -> list[evaluation.Rollout]:
 
     from tqdm import tqdm
 
-    _, about = load_model(run.checkpoint)
+    checkpoints.describe(Path(run.checkpoint))  # a missing checkpoint is told here, not by every worker
     seeds = list(range(run.seed, run.seed + run.rollouts))
     keep = set(seeds[: run.keep_videos])
     found: dict[int, evaluation.Rollout] = {}
@@ -477,7 +480,8 @@ def policy_latency(policy: Policy, repeats: int = 60, threads: int = 1) -> dict[
     """Milliseconds per executed action at batch 1, warm, in one thread, observation encoding included."""
     config, before = policy.model.config, torch.get_num_threads()
     side = config.autoencoder.image_size
-    observation = Observation({name: torch.rand(1, 3, side, side) for name in config.cameras}, policy.model.normalise_proprio.mean[None].clone())
+    images = {name: torch.rand(1, 3, side, side) for name in config.cameras}
+    observation = Observation(images, policy.model.normalise_proprio.mean[None].clone())
     memory = policy.start([0])
 
     def act() -> int:
@@ -521,8 +525,8 @@ def _model_config_without_store(run: TrainRun) -> ModelConfig:
     print(f"note: {run.data} does not exist yet; showing the sizes of the Panda worlds with two cameras\n", file=sys.stderr)
     size = to_mapping(run.model)
     autoencoder = AutoencoderConfig(64, size.pop("latent_channels"), size.pop("latent"))
-    backbone = run.model.backbone
-    return replace(from_mapping(ModelConfig, {**size, "cameras": ["agentview", "wrist"], "proprio_size": 11, "action_size": 7}, "model"), autoencoder=autoencoder, backbone=backbone)
+    panda = {"cameras": ["agentview", "wrist"], "proprio_size": 11, "action_size": 7}
+    return replace(from_mapping(ModelConfig, {**size, **panda}, "model"), autoencoder=autoencoder)
 
 
 def bench(name: str, quick: bool = False, out: Path | None = None) -> int:

@@ -138,37 +138,20 @@ def _modes(run: DemoRun, path: Path) -> dict:
 
 
 def _report(run: DemoRun, path: Path, figures: dict, seconds: float) -> int:
-    from uwm.bench import report
+    from uwm.bench import gates, report
+    from uwm.explain import streaming_picture
 
     model, about = build.load_model(path)
     content = {kind: {**figures[kind], "latency_ms": figures["latency"][kind]} for kind in ("streaming", "chunked")}
     content |= {**figures["modes"], "rollouts": run.rollouts, "seconds": seconds, "card": about, "settings": to_mapping(run)}
-    content["gates"] = gates(content)
+    content["gates"] = gates.of_demo(content)
     stages = run.folder / "stages"
     videos = {file.stem: list(np.load(file)) for file in sorted(stages.glob("*_*.npy"))}
     examples = dict(np.load(stages / "examples.npz"))
     pictures = {name: plans.picture(plans.mode(model.layout, name, 4), model.layout) for name in plans.MODES}
+    pictures["streaming"] = streaming_picture(model.layout, run.policy)
     report.write(run.folder, content, examples, videos, pictures, logs.read(run.folder))
     for gate in content["gates"]:
-        print(f"  {gate['name']}: {gate['value']:.3g} (gate {gate['gate']}): {gate['verdict']}")
+        print(f"  {gate.name}: {gate.value:.3g} (gate {gate.text}): {gate.verdict}")
     print(f"report: {run.folder / 'report.html'} and {run.folder / 'report.json'}")
-    return 0 if all(gate["verdict"] == "holds" for gate in content["gates"]) else 1
-
-
-def gates(content: dict) -> list[dict]:
-    """What the demo must reach, and whether it did."""
-    streaming, chunked = content["streaming"], content["chunked"]
-    ratio = chunked["calls_per_action"] / streaming["calls_per_action"]
-    checks = [
-        ("streaming success", streaming["success"], ">= 0.9", streaming["success"] >= 0.9),
-        ("chunked / streaming calls per action", ratio, ">= 4", ratio >= 4),
-        ("streaming success minus chunked", streaming["success"] - chunked["success"], ">= -0.05",
-         streaming["success"] - chunked["success"] >= -0.05 - 1e-9),
-        ("inverse relative error", content["inverse"]["relative_error"], "<= 0.5", content["inverse"]["relative_error"] <= 0.5),
-        ("forward relative error", content["forward"]["relative_error"], "< 1", content["forward"]["relative_error"] < 1),
-    ]  # fmt: skip
-    return [
-        {"name": name, "value": float(value), "gate": gate, "verdict": "holds" if good else "does not hold"}
-        for name, value, gate, good in checks
-    ]
-
+    return 0 if gates.overall(gate.verdict for gate in content["gates"]) == gates.HOLDS else 1

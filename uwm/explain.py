@@ -29,7 +29,7 @@ def explain(model_config: ModelConfig, objective: ObjectiveConfig, policy: Polic
         ("Streams", _streams(model)),
         ("Token layout", _layout(model.layout)),
         ("Plans, one line per network call", _plans(model.layout, policy)),
-        (f"Streaming, {policy.chunks} chunks of {policy.chunk} actions", _streaming(model.layout, policy)),
+        (f"Streaming, {policy.chunks} chunks of {policy.chunk} actions", streaming_picture(model.layout, policy)),
         ("Parameters", _parameters(model)),
         ("FLOPs (a multiply and an add are 2), batch of 1", _flops(model, policy)),
         ("Calls", _calls(policy)),
@@ -78,7 +78,7 @@ def _plans(layout: Layout, policy: PolicyConfig) -> str:
     return "\n\n".join([note, *[f"{name}\n{plans.picture(plans.mode(layout, name, PICTURE_ROWS), layout)}" for name in usable]])
 
 
-def _streaming(layout: Layout, policy: PolicyConfig) -> str:
+def streaming_picture(layout: Layout, policy: PolicyConfig) -> str:
     """The levels of two ticks, the roll between them."""
     ladder = policy.ladder
     chosen = Layout((ladder.stream(layout["action"]),))

@@ -141,11 +141,11 @@ def picture(plan: Plan, layout: Layout) -> str:
     Tokens of one frame share a column, frames of different streams are set apart.
     """
     columns = [_columns(layout, stream.name) for stream in layout.streams]
-    width = [max(len(stream.name), len(column)) for stream, column in zip(layout.streams, columns)]
-    lines = ["        " + "  ".join(s.name.ljust(w) for s, w in zip(layout.streams, width))]
+    width = [max(len(stream.name), len(column)) for stream, column in zip(layout.streams, columns, strict=False)]
+    lines = ["        " + "  ".join(s.name.ljust(w) for s, w in zip(layout.streams, width, strict=False))]
     for index, level in enumerate(plan.level):
         cells = ["".join(_shade(level[i], plan.role[i]) for i in column) for column in columns]
-        lines.append(f"row {index:<3} " + "  ".join(cell.ljust(w) for cell, w in zip(cells, width)))
+        lines.append(f"row {index:<3} " + "  ".join(cell.ljust(w) for cell, w in zip(cells, width, strict=False)))
     return "\n".join(line.rstrip() for line in lines)
 
 

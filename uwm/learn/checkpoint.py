@@ -90,7 +90,8 @@ def describe(path: Path) -> dict:
 def refuse_mismatch(card: dict, env_card: dict) -> None:
     """CheckpointError when a world differs from the one that a checkpoint was trained for, naming every field."""
     fields = ("robot", "rate_hz", "image_size", "image_orientation", "render_profile", "proprio", "action")
-    wrong = [f"{name}: trained with {card.get(name)!r}, got {env_card.get(name)!r}" for name in fields if card.get(name) != env_card.get(name)]
+    differing = [name for name in fields if card.get(name) != env_card.get(name)]
+    wrong = [f"{name}: trained with {card.get(name)!r}, got {env_card.get(name)!r}" for name in differing]
     missing = set(card.get("cameras", ())) - set(env_card.get("cameras", ()))
     if missing:
         wrong.insert(0, f"cameras {sorted(missing)} are missing; the world has {env_card.get('cameras')}")

@@ -57,11 +57,14 @@ class Prefix:
 
 
 class LevelEmbedding(nn.Module):
-    """Level in [0, 1] to the waist: sines and cosines of 1 to 1000 half turns, then a small MLP."""
+    """Level in [0, 1] to the waist: sines and cosines of a quarter turn to eight turns, then a small MLP.
+
+    Levels are continuous here: faster waves would be noise to a model that never sees the same level twice.
+    """
 
     def __init__(self, waist: int, waves: int = 32):
         super().__init__()
-        self.register_buffer("waves", math.pi * torch.logspace(0, 3, waves), persistent=False)
+        self.register_buffer("waves", math.pi / 2 * torch.logspace(0, 1.5, waves), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(2 * waves, waist), nn.SiLU(), nn.Linear(waist, waist))
 
     def forward(self, level: Float[Tensor, "B N"]) -> Float[Tensor, "B N C"]:
@@ -86,7 +89,7 @@ class Block(nn.Module):
         # Shift, scale, gate twice. Gates start at one: short training runs cannot wait for them to open.
         self.offset = nn.Parameter(torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0, 1.0])[:, None].repeat(1, width))
         for linear in (self.out, self.mlp[-1]):
-            nn.init.normal_(linear.weight, std=0.02 / math.sqrt(2 * config.depth))
+            nn.init.normal_(linear.weight, std=1 / math.sqrt(2 * config.depth * linear.in_features))
             nn.init.zeros_(linear.bias)
 
     def forward(self, x, modulation, turn, mask, prefix=None):
@@ -145,7 +148,7 @@ class Backbone(nn.Module):
         `place` is (frame, row, column) of every token, `block` its attention block, `seen` false for absent tokens. All
         tokens see the whole prefix.
         """
-        batch, count, _ = tokens.shape
+        count = tokens.shape[1]
         tokens = torch.where(seen[..., None], tokens, 0.0)
         level = torch.where(seen, level, 1.0)
         if with_registers and len(self.registers):

@@ -1,7 +1,8 @@
 """Encoders: observations to context tokens at level 0. They are computed once per observation."""
 
+import itertools
+
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -28,7 +29,7 @@ class ImageEncoder(nn.Module):
         self.grid = grid
         sizes = [5] + [min(channels << stage, width) for stage in range(stages)]
         layers: list[nn.Module] = []
-        for index, (before, after) in enumerate(zip(sizes, sizes[1:])):
+        for index, (before, after) in enumerate(itertools.pairwise(sizes)):
             kernel = 5 if index == 0 else 3
             layers += [nn.Conv2d(before, after, kernel, 2, kernel // 2), nn.GroupNorm(8, after), nn.SiLU()]
         self.convolutions = nn.Sequential(*layers)

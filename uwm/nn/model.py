@@ -10,7 +10,6 @@ actions, future video --in--> tokens (block 1, their levels) ------> backbone --
 from dataclasses import dataclass, field
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from uwm.core import roles
@@ -122,12 +121,16 @@ class UnifiedModel(nn.Module):
 
     def _camera(self, observation: Observation, name: str) -> tuple[Tensor, Tensor]:
         """The image of one camera and where it is there; a missing camera is black and absent."""
-        batch, device = len(observation.proprio), observation.proprio.device
+        proprio, side = observation.proprio, self.config.autoencoder.image_size
         if name not in observation.images:
-            side = self.config.autoencoder.image_size
-            return torch.zeros(batch, 3, side, side, device=device), torch.zeros(batch, dtype=torch.bool, device=device)
-        everywhere = torch.ones(batch, dtype=torch.bool, device=device)
-        return observation.images[name], observation.present.get(name, everywhere)
+            black = proprio.new_zeros(len(proprio), 3, side, side)
+            return black, torch.zeros(len(proprio), dtype=torch.bool, device=proprio.device)
+        image = observation.images[name]
+        if name not in observation.present:
+            return image, torch.ones(len(proprio), dtype=torch.bool, device=proprio.device)
+        present = observation.present[name]
+        # NaN pixels of a dead camera would be masked later on, but not in the gradient of the encoder.
+        return torch.where(present[:, None, None, None], image, 0.0), present
 
     def forward(
         self,

@@ -21,7 +21,7 @@ def frequencies(head_width: int) -> list[Tensor]:
     longest = (LONGEST_TICKS, LONGEST_CELLS, LONGEST_CELLS)
     return [
         (torch.pi / 2) * top ** -torch.linspace(0, 1, max(count, 1))[:count]
-        for count, top in zip((pairs - 2 * cell, cell, cell), longest)
+        for count, top in zip((pairs - 2 * cell, cell, cell), longest, strict=False)
     ]
 
 

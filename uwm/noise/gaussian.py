@@ -115,7 +115,7 @@ def to_clean(path: GaussianPath, prediction: str, predicted: Tensor, x: Tensor, 
         case "clean":
             return predicted
         case "velocity":
-            slope_alpha, slope_sigma = _unit_slopes(path, level)
+            slope_sigma = _unit_slopes(path, level)[1]
             # Solve x = alpha c + sigma n and v = a' c + s' n for c; the determinant is 1 for both paths.
             return slope_sigma * x - sigma * predicted
     raise ValueError(f"prediction must be one of {PREDICTIONS}, got {prediction!r}")

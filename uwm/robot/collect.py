@@ -82,5 +82,5 @@ def _work(make: Callable[[], tuple[Any, Any]], seeds: list[int], results: Any) -
         env.close()
     except KeyboardInterrupt:
         return  # the parent was interrupted too and says so
-    except Exception as error:  # carried to the parent, which raises it
+    except Exception as error:  # noqa: BLE001 - carried to the parent, which raises it
         results.put(error)

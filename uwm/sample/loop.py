@@ -9,6 +9,7 @@ from uwm.core.shapes import Float
 from uwm.noise.gaussian import GaussianPath, corrupt
 from uwm.sample.randomness import Randomness
 from uwm.sample.steps import Denoise, StepRule
+import itertools
 
 
 def sample(
@@ -31,7 +32,7 @@ def sample(
     carry = None
     if on_row:
         on_row(0, x)
-    for index, (level_from, level_to) in enumerate(zip(rows, rows[1:]), start=1):
+    for index, (level_from, level_to) in enumerate(itertools.pairwise(rows), start=1):
         x, carry, randomness = step(denoise, path, x, level_from.to(x), level_to.to(x), carry, randomness)
         if on_row:
             on_row(index, x)
