@@ -1,5 +1,6 @@
 """The one loop: every mode, ladder and staircase is this function with another plan."""
 
+import itertools
 from collections.abc import Callable
 
 from torch import Tensor
@@ -9,7 +10,6 @@ from uwm.core.shapes import Float
 from uwm.noise.gaussian import GaussianPath, corrupt
 from uwm.sample.randomness import Randomness
 from uwm.sample.steps import Denoise, StepRule
-import itertools
 
 
 def sample(
