@@ -46,6 +46,15 @@ def test_no_drawn_level_is_clean_or_above_noise(seed, rule):
     assert float(level.min()) > 0 and float(level.max()) <= 1
 
 
+@pytest.mark.parametrize("rule", DRAWN)
+def test_not_even_the_rarest_draw_gives_a_clean_level(rule, monkeypatch):
+    """`torch.rand` returns exactly 0 once in 16 million draws: a level of 0 there would be a token with nothing to learn."""
+    for draws in (torch.zeros, lambda *shape: torch.full(shape, 1 - 2**-24)):
+        monkeypatch.setattr(patterns.torch, "rand", lambda *shape, generator, draws=draws: draws(*shape))
+        level = draw(Pattern(action=rule, video=rule), LAYOUT, 2, seeded()).level[:, ~PAST]
+        assert float(level.min()) > 0 and float(level.max()) <= 1
+
+
 def test_constant_is_one_uniform_level_per_sample_and_modality():
     """UWM's square: the two modalities' levels are independent."""
     level = draw(Pattern(action="constant", video="constant"), LAYOUT, 4000, seeded()).level

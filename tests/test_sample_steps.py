@@ -60,6 +60,25 @@ def test_what_is_given_comes_out_bit_for_bit_and_the_rest_is_finite(name, path):
     assert bool(torch.isfinite(out).all()) and not torch.equal(out[:, ~given_], x[:, ~given_])
 
 
+@pytest.mark.parametrize("path", PATHS.values(), ids=list(PATHS))
+def test_an_ancestral_step_is_bayes_rule_for_the_less_noisy_token(path):
+    """q(x_t | x_f, c): prior N(a_t c, s_t^2), seen as x_f = r x_t + noise with r = a_f / a_t, which is DDPM's posterior.
+
+    Any share of fresh noise samples the same distribution in the limit, so only one step can tell whether it is DDPM's.
+    """
+    generator = torch.Generator().manual_seed(0)
+    clean, x = torch.randn(2, 1, 4, 1, generator=generator, dtype=DTYPE)
+    level_from, level_to = torch.tensor([[[1.0, 0.9, 0.5, 0.2]], [[0.9, 0.3, 0.4, 0.01]]], dtype=DTYPE)
+    (a_f, s_f), (a_t, s_t) = ((path.alpha(level)[..., None], path.sigma(level)[..., None]) for level in (level_from, level_to))
+    ratio = a_f / a_t
+    precision = 1 / s_t**2 + ratio**2 / (s_f**2 - ratio**2 * s_t**2)
+    mean = (a_t * clean / s_t**2 + ratio * x / (s_f**2 - ratio**2 * s_t**2)) / precision
+    randomness = Randomness.seeded([7])
+    fresh, _ = randomness.normal(4, 1, dtype=DTYPE)
+    moved = steps.ancestral(lambda x, level: clean, path, x, level_from, level_to, None, randomness)
+    assert torch.allclose(moved.x, mean + fresh / precision.sqrt(), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", steps.RULES)
 def test_a_sample_does_not_depend_on_the_batch_it_travels_in(name):
     path, world, seeds = PATHS["cosine"], correlated(5), [11, 12, 13]
