@@ -16,10 +16,13 @@ import torch
 from jaxtyping import config
 
 from uwm.core import roles
+from uwm.noise import gaussian
 from uwm.sample.loop import sample
 from uwm.sample.randomness import Randomness
 
 DTYPE = torch.float64
+PATHS = {name: gaussian.path(name) for name in gaussian.PATHS}
+SHIFTED = {f"{name} x {shift}": gaussian.path(name, shift) for name in gaussian.PATHS for shift in (0.7, 3.0)}
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def linears_and_attention(model, tokens, seen):
 
 def test_flops_of_a_call_are_those_of_its_matrices_attention_included(model):
     layout = Layout((model.layout["action"],))
-    seen = 1 + 2 * model.config.grid**2
+    seen = 1 + 2 * (model.config.grid**2 + 1)
     width, size = model.config.backbone.width, model.config.action_size
     ends = 2 * layout.tokens * (2 * width * size + width**2)
     wanted = linears_and_attention(model, layout.tokens, seen) + ends

@@ -32,7 +32,7 @@ def _run(net, state, config, saved, stop_at=None):
 def _keep(net, state):
     weights = {name: value.clone() for name, value in net.state_dict().items()}
     average = {name: value.clone() for name, value in state.average.weights.items()}
-    moments = {name: value.clone() for name, value in checkpoints.optimiser_tensors(state.optimiser).items()}
+    moments = {name: value.clone() for name, value in state.optimiser.tensors().items()}
     return checkpoints.Checkpoint(state.step, {}, {"cameras": ["agentview"]}, weights, average, moments)
 
 
@@ -48,7 +48,7 @@ def test_resuming_equals_training_straight_through(tmp_path):
     resumed = tiny.model(seed=9)
     resumed.load_state_dict(loaded.weights)
     again = TrainState.fresh(resumed, CONFIG)
-    checkpoints.restore_optimiser(again.optimiser, loaded.optimiser)
+    again.optimiser.restore(loaded.optimiser)
     again.average.weights, again.step = dict(loaded.average), loaded.step
     again = _run(resumed, again, CONFIG, [])
     torch.testing.assert_close(dict(resumed.state_dict()), dict(straight.state_dict()), rtol=0, atol=0)

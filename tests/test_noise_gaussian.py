@@ -7,12 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oracle import DTYPE, unchecked_shapes
+from oracle import DTYPE, PATHS, SHIFTED, unchecked_shapes
 from uwm.core.levels import from_index
 from uwm.noise import gaussian
-from uwm.noise.gaussian import PATHS, corrupt, log_ratio, target, to_clean, to_noise
+from uwm.noise.gaussian import corrupt, log_ratio, target, to_clean, to_noise
 
-EVERY_PATH = pytest.mark.parametrize("path", PATHS.values(), ids=list(PATHS))
+EVERY = {**PATHS, **SHIFTED}
+EVERY_PATH = pytest.mark.parametrize("path", EVERY.values(), ids=list(EVERY))
 # Square root of the cumulated alpha of the squared-cosine table with 100 entries (offset 0.008, steps capped at 0.999).
 TABLE = {0: 0.9997, 7: 0.9907, 9: 0.9859, 15: 0.9660, 24: 0.9203, 33: 0.8566, 49: 0.7027, 50: 0.6916, 65: 0.5054,
          66: 0.4919, 74: 0.3798, 90: 0.1398, 95: 0.0623, 99: 0.0005}  # fmt: skip
@@ -39,7 +40,8 @@ def test_the_signal_falls_and_the_noise_rises_all_the_way(path):
     level = torch.linspace(0, 1, 101, dtype=DTYPE)
     alpha, sigma, ratio = path.alpha(level), path.sigma(level), log_ratio(path, level)
     assert bool((alpha.diff() < 0).all()) and bool((sigma.diff() > 0).all()) and bool((ratio.diff() < 0).all())
-    assert float(ratio[0]) == math.inf and float(ratio[-1]) == -math.inf and abs(float(ratio[50])) < 1e-12
+    assert float(ratio[0]) == math.inf and float(ratio[-1]) == -math.inf
+    assert float(ratio[50]) == pytest.approx(-math.log(path.shift), abs=1e-12)
 
 
 def test_cosine_preserves_variance_and_rectified_is_straight():
@@ -75,14 +77,16 @@ def test_a_perfect_prediction_gives_back_the_clean_value_and_the_noise(path, pre
 
 @EVERY_PATH
 def test_the_velocity_is_the_slope_of_the_token_in_level(path):
-    """dx / dlevel, divided by pi / 2 for the cosine path, where it then has unit variance."""
+    """dx / dlevel up to a positive factor of the level alone: pi / 2 for the cosine path, 1 for the straight one."""
     clean, noise = tokens(3)
     level = torch.tensor([[0.1, 0.4, 0.7, 0.95]], dtype=DTYPE).repeat(2, 1).requires_grad_()
     x = corrupt(path, clean, noise, level)
     slope = torch.stack([torch.autograd.grad(x[..., i].sum(), level, retain_graph=True)[0] for i in range(3)], dim=-1)
-    scale = math.pi / 2 if path.name == "cosine" else 1.0
     velocity = target(path, "velocity", clean, noise, level)
-    assert torch.allclose(slope, scale * velocity, atol=1e-12)
+    scale = slope[..., :1] / velocity[..., :1]
+    assert torch.allclose(slope, scale * velocity, atol=1e-12) and bool((scale > 0).all())
+    if path.shift == 1:
+        assert torch.allclose(scale, torch.full_like(scale, math.pi / 2 if path.name == "cosine" else 1.0))
     alpha, sigma = path.alpha(level)[..., None], path.sigma(level)[..., None]
     usual = alpha * noise - sigma * clean if path.name == "cosine" else noise - clean
     assert torch.allclose(velocity, usual, atol=1e-12)
@@ -118,6 +122,12 @@ def test_with_the_offset_put_back_the_table_is_met_to_its_last_digit():
         ours = cosine.alpha(moved(level)) / cosine.alpha(moved(torch.zeros((), dtype=DTYPE)))
         if index < 99:  # the cap changes the last entry only
             assert float(ours) == pytest.approx(share, abs=6e-5)
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0, math.nan])
+def test_a_shift_that_is_not_positive_is_refused(shift):
+    with pytest.raises(ValueError, match="the noise shift must be > 0"):
+        gaussian.path("cosine", shift)
 
 
 def test_unknown_names_are_refused_with_the_names_there_are():

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from oracle import DTYPE, Columns, Gaussian, affine, autoregressive, correlated, relative, unchecked_shapes
+from oracle import DTYPE, PATHS, SHIFTED, Columns, Gaussian, affine, autoregressive, correlated, relative, unchecked_shapes
 from uwm.core import plans, roles
 from uwm.core.streams import Layout, Stream
-from uwm.noise.gaussian import PATHS
 from uwm.sample import steps
 from uwm.sample.loop import sample, start
 from uwm.sample.randomness import Randomness
@@ -59,6 +58,14 @@ def test_a_mode_samples_its_conditional_and_the_error_falls_at_the_order_of_the_
     limit, least, most = LEFT[rule]
     assert max(coarse) < limit
     assert least < max(coarse) / max(fine) < most
+
+
+@pytest.mark.parametrize("path", SHIFTED.values(), ids=list(SHIFTED))
+@pytest.mark.parametrize("mode", plans.MODES)
+def test_a_path_with_more_or_less_noise_samples_the_same_conditional(mode, path):
+    coarse, fine = (errors(plan_of(mode, rows), path, "ddim") for rows in (100, 200))
+    assert max(fine) < 0.1
+    assert 1.7 < max(coarse) / max(fine) < 2.2
 
 
 @EVERY_PATH

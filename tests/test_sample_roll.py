@@ -7,10 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oracle import DTYPE, Columns, Gaussian, autoregressive, correlated, unchecked_shapes
+from oracle import DTYPE, PATHS, Columns, Gaussian, autoregressive, correlated, unchecked_shapes
 from uwm.core import plans, roles
 from uwm.core.streams import Stream
-from uwm.noise.gaussian import PATHS
 from uwm.sample import roll, steps
 from uwm.sample.roll import Buffer, Ladder
 

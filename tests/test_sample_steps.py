@@ -5,10 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oracle import DTYPE, correlated, unchecked_shapes
+from oracle import DTYPE, PATHS, SHIFTED, correlated, unchecked_shapes
 from uwm.core import plans, roles
 from uwm.core.streams import Layout, Stream
-from uwm.noise.gaussian import PATHS
 from uwm.sample import steps
 from uwm.sample.denoise import Denoiser
 from uwm.sample.loop import sample, start
@@ -18,12 +17,16 @@ RULES = {**steps.RULES, "half": steps.ddim(0.5)}
 LEVELS = st.sampled_from([0.0, 1e-6, 0.25, 0.5, 1 - 1e-6, 1.0])
 
 
+EVERY = {**PATHS, **SHIFTED}
+EVERY_PATH = pytest.mark.parametrize("path", EVERY.values(), ids=list(EVERY))
+
+
 def bits(x):
     return x.view(torch.int64 if x.dtype == torch.float64 else torch.int32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("path", PATHS.values(), ids=list(PATHS))
+@EVERY_PATH
 @pytest.mark.parametrize("rule", RULES.values(), ids=list(RULES))
 @settings(max_examples=15)
 @given(pairs=st.lists(st.tuples(LEVELS, LEVELS), min_size=4, max_size=4), broken=st.booleans(), seed=st.integers(0, 99))
@@ -45,7 +48,7 @@ def test_a_token_with_equal_levels_is_bit_identical_whatever_its_neighbours_do(r
         assert not bool((first == x).all(-1)[moved & (level_from > 0.1) & ((level_from - level_to).abs() > 0.1)].any())
 
 
-@pytest.mark.parametrize("path", PATHS.values(), ids=list(PATHS))
+@EVERY_PATH
 @pytest.mark.parametrize("name", steps.RULES)
 def test_what_is_given_comes_out_bit_for_bit_and_the_rest_is_finite(name, path):
     layout = Layout((Stream("action", "action", (-1, 0, 1), 2), Stream("camera", "video", (4,), 3)))
@@ -60,7 +63,7 @@ def test_what_is_given_comes_out_bit_for_bit_and_the_rest_is_finite(name, path):
     assert bool(torch.isfinite(out).all()) and not torch.equal(out[:, ~given_], x[:, ~given_])
 
 
-@pytest.mark.parametrize("path", PATHS.values(), ids=list(PATHS))
+@EVERY_PATH
 def test_an_ancestral_step_is_bayes_rule_for_the_less_noisy_token(path):
     """q(x_t | x_f, c): prior N(a_t c, s_t^2), seen as x_f = r x_t + noise with r = a_f / a_t, which is DDPM's posterior.
 

@@ -57,7 +57,7 @@ class CollectRun:
     out: str = "runs/lift.zarr"
     episodes: int = 100
     seed: int = 0
-    noise: float = 0.3
+    noise: float = 0.1
     strategy: str = "random"
     workers: int = 2
 
@@ -67,11 +67,12 @@ class SizeConfig:
     """The model's own choices; sizes of actions, proprioception and images come from the store."""
 
     past: int = 2
-    horizon: int = 24
+    horizon: int = 16
     video_frames: tuple[int, ...] = (8, 16)
     grid: int = 4
     prediction: str = "velocity"
     path: str = "cosine"
+    noise_shift: float = 2.0
     latent: int = 8
     latent_channels: int = 24
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -242,6 +243,7 @@ class Data:
             grid=size.grid,
             prediction=size.prediction,
             path=size.path,
+            noise_shift=size.noise_shift,
             backbone=size.backbone,
             autoencoder=AutoencoderConfig(self.card["image_size"], size.latent_channels, size.latent),
         )
@@ -388,14 +390,14 @@ def _save(out: Path, run: TrainRun, data: Data, model: UnifiedModel, state: Trai
         out,
         checkpoints.Checkpoint(
             state.step, to_mapping(run), card, model.state_dict(), state.average.weights,
-            checkpoints.optimiser_tensors(state.optimiser),
+            state.optimiser.tensors(),
         ),
     )  # fmt: skip
 
 
 def _restore(model: UnifiedModel, state: TrainState, saved: checkpoints.Checkpoint) -> None:
     model.load_state_dict(saved.weights)
-    checkpoints.restore_optimiser(state.optimiser, saved.optimiser)
+    state.optimiser.restore(saved.optimiser)
     state.average.weights = {name: saved.average[name] for name in state.average.weights}
     state.step = saved.step
 

@@ -56,8 +56,8 @@ def _span(frames: tuple[int, ...]) -> str:
 def _streams(model: UnifiedModel) -> str:
     config = model.config
     rows = [("stream", "kind", "ticks", "grid", "tokens", "numbers each")]
-    seen = config.grid**2
-    rows += [(f"see {name}", "observed", "0", f"{config.grid} x {config.grid}", seen, config.backbone.width) for name in config.cameras]
+    grid = f"{config.grid} x {config.grid}, keypoints"
+    rows += [(f"see {name}", "observed", "0", grid, model.see[name].tokens, config.backbone.width) for name in config.cameras]
     rows += [("feel proprioception", "observed", "0", "1 x 1", 1, config.backbone.width)]
     rows += [(s.name, s.kind, _span(s.frames), f"{s.grid[0]} x {s.grid[1]}", s.tokens, s.size) for s in model.layout.streams]
     return _columns(rows, (4, 5))

@@ -101,7 +101,7 @@ def _sample(
     columns = layout.index_in(model.layout)
     role = torch.where(batch.valid[:, columns], whole.role[columns], roles.ABSENT)
     level = whole.level[:, columns]
-    path = gaussian.path(model.config.path)
+    path = gaussian.path(model.config.path, model.config.noise_shift)
     # One key per window: its sample must not depend on which other windows are measured with it.
     randomness = Randomness.seeded([seed + (index << 32) for seed in seeds])
     x, randomness = loop.start(path, batch.clean[:, columns, : layout.size], level[0], randomness)

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from uwm.core.shapes import Float, Int, UInt8
-from uwm.learn.optim import OptimConfig, optimiser, rate_at
+from uwm.learn.optim import OptimConfig, Optimiser, rate_at
 from uwm.nn.autoencoder import Autoencoder
 from uwm.nn.codecs import VideoCodec, frames_to_unit
 
@@ -33,17 +33,15 @@ def train_autoencoder(
     generator = Generator().manual_seed(seed)
     autoencoder.requires_grad_(True)
     optim = OptimConfig(rate=config.rate, weight_decay=1e-4, warmup=20, final=0.01)
-    update, error = optimiser(autoencoder, optim), float("nan")
+    update, error = Optimiser(autoencoder, optim), float("nan")
     for step in range(config.steps):
-        for group in update.param_groups:
-            group["lr"] = rate_at(step, config.steps, optim)
         chosen = torch.randint(len(frames), (config.batch,), generator=generator)
         image = frames_to_unit(frames[chosen])
         with torch.autocast("cpu", precision, enabled=precision != torch.float32):
             loss = (autoencoder.reconstruct(image).float() - image).square().mean()
-        update.zero_grad(set_to_none=True)
+        update.zero_grad()
         loss.backward()
-        update.step()
+        update.step(rate_at(step, config.steps, optim))
         error = float(loss.detach())
         if on_step:
             on_step(step, error)

@@ -16,7 +16,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -97,21 +96,6 @@ def refuse_mismatch(card: dict, env_card: dict) -> None:
         wrong.insert(0, f"cameras {sorted(missing)} are missing; the world has {env_card.get('cameras')}")
     if wrong:
         raise CheckpointError("the checkpoint does not fit this world: " + "; ".join(wrong))
-
-
-def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The moments of an optimiser as named tensors."""
-    state = optimiser.state_dict()["state"]
-    return {f"{index}.{name}": torch.as_tensor(value) for index, slot in state.items() for name, value in slot.items()}
-
-
-def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `optimiser_tensors`, for an optimiser over the same parameters."""
-    slots: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, _, name = key.partition(".")
-        slots.setdefault(int(index), {})[name] = value
-    optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Generator
 
 from uwm.learn.objective import Batch, ObjectiveConfig, loss
-from uwm.learn.optim import Average, OptimConfig, clip_gradients, optimiser, rate_at
+from uwm.learn.optim import Average, OptimConfig, Optimiser, clip_gradients, rate_at
 from uwm.nn.model import UnifiedModel
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -37,13 +37,13 @@ class TrainConfig:
 class TrainState:
     """What a run is besides its model: optimiser, averaged weights and the number of finished steps."""
 
-    optimiser: torch.optim.AdamW
+    optimiser: Optimiser
     average: Average
     step: int = 0
 
     @classmethod
     def fresh(cls, model: UnifiedModel, config: TrainConfig) -> "TrainState":
-        return cls(optimiser(model, config.optim), Average(model, config.optim.average))
+        return cls(Optimiser(model, config.optim), Average(model, config.optim.average))
 
 
 def generator_at(seed: int, step: int) -> Generator:
@@ -80,14 +80,12 @@ def train(
 
 def _step(model: UnifiedModel, state: TrainState, batch: Batch, config: TrainConfig) -> dict[str, float]:
     rate = rate_at(state.step, config.steps, config.optim)
-    for group in state.optimiser.param_groups:
-        group["lr"] = rate
     precision = PRECISIONS[config.precision]
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
         total, figures = loss(model, batch, config.objective, generator_at(config.seed, state.step))
-    state.optimiser.zero_grad(set_to_none=True)
+    state.optimiser.zero_grad()
     total.backward()
     norm = clip_gradients(model, config.optim.clip)
-    state.optimiser.step()
+    state.optimiser.step(rate)
     state.average.update(model, state.step)
     return {"loss": float(total.detach()), **figures, "rate": rate, "gradient_norm": float(norm)}

@@ -81,7 +81,7 @@ def _groups(layout: Layout, role: Tensor) -> list[tuple[Layout, Tensor]]:
 
 def _errors(model, layout: Layout, drawn: Draw, clean: Tensor, noise: Tensor, prefix) -> dict[str, tuple[Tensor, int]]:
     """Per stream: the sum over active tokens of the mean squared error, and how many there were."""
-    path = gaussian.path(model.config.path)
+    path = gaussian.path(model.config.path, model.config.noise_shift)
     # Before any arithmetic: an absent token may hold anything, and NaN times a zero gradient is NaN.
     clean = torch.where(roles.seen(drawn.role)[..., None], clean, 0.0)
     x = gaussian.corrupt(path, clean, noise, drawn.level)

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with linear warm-up and a cosine down to `final` times the rate; `average` caps the EMA's memory."""
+    """Linear warm-up and a cosine down to `final` times the rate; `average` caps the EMA's memory.
+
+    `matrices`: what moves the weight matrices of the transformer's blocks, "muon" or "adamw"; AdamW moves all the rest.
+    """
 
     rate: float = 1e-3
     weight_decay: float = 0.01
@@ -18,16 +21,62 @@ class OptimConfig:
     clip: float = 1.0
     betas: tuple[float, float] = (0.9, 0.98)
     average: float = 0.995
+    matrices: str = "muon"
+
+    def __post_init__(self):
+        if self.matrices not in ("muon", "adamw"):
+            raise ValueError(f"matrices must be moved by 'muon' or 'adamw', got {self.matrices!r}")
 
 
-def optimiser(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Weight decay on matrices and kernels only: biases, tags and offsets are left alone."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.rate, betas=config.betas)
+class Optimiser:
+    """torch's AdamW, and torch's Muon (Jordan et al. 2024) beside it for the matrices of the blocks, as one.
+
+    Muon's step is scaled to the size of AdamW's (Liu et al. 2025, sec. 2.2), so that both share one rate. Weight decay is
+    on matrices and kernels only: biases, tags and offsets are left alone.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimConfig):
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        inner = {name for name, p in named.items() if p.ndim == 2 and ".blocks." in name and name.endswith("weight")}
+        inner = inner if config.matrices == "muon" else set()
+        rest = [p for name, p in named.items() if name not in inner]
+        groups = [
+            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.parts: dict[str, torch.optim.Optimizer] = {"adamw": torch.optim.AdamW(groups, lr=config.rate, betas=config.betas)}
+        if inner:
+            matrices, decay = [named[name] for name in sorted(inner)], config.weight_decay
+            self.parts["muon"] = torch.optim.Muon(matrices, lr=config.rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+
+    def zero_grad(self) -> None:
+        for part in self.parts.values():
+            part.zero_grad(set_to_none=True)
+
+    def step(self, rate: float) -> None:
+        """One update at this learning rate."""
+        for part in self.parts.values():
+            for group in part.param_groups:
+                group["lr"] = rate
+            part.step()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The moments as named tensors: what a checkpoint keeps."""
+        return {
+            f"{kind}.{index}.{name}": torch.as_tensor(value)
+            for kind, part in self.parts.items()
+            for index, slot in part.state_dict()["state"].items()
+            for name, value in slot.items()
+        }
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `tensors`, for the same parameters."""
+        slots: dict[str, dict[int, dict[str, Tensor]]] = {kind: {} for kind in self.parts}
+        for key, value in tensors.items():
+            kind, index, name = key.split(".")
+            slots[kind].setdefault(int(index), {})[name] = value
+        for kind, part in self.parts.items():
+            part.load_state_dict({"state": slots[kind], "param_groups": part.state_dict()["param_groups"]})
 
 
 def rate_at(step: int, steps: int, config: OptimConfig) -> float:

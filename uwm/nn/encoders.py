@@ -15,10 +15,35 @@ def _coordinates(height: int, width: int) -> Float[Tensor, "1 2 H W"]:
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None]
 
 
-class ImageEncoder(nn.Module):
-    """An upright RGB frame in [0, 1] to a `grid` x `grid` patch of tokens by strided convolutions.
+def _convolution(before: int, after: int, kernel: int, stride: int = 1) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(before, after, kernel, stride, kernel // 2), nn.GroupNorm(8, after), nn.SiLU())
 
-    Each stage halves the image, so the image size must be `grid` times a power of two.
+
+class Keypoints(nn.Module):
+    """Where things are: each map of a feature grid becomes a distribution over places, and its mean place is kept.
+
+    The spatial softmax of Levine et al. 2016, sec. 5.1. A place is read off in one layer and to a fraction of a cell, which
+    strided tokens take many training steps to learn.
+    """
+
+    def __init__(self, channels: int, side: int, width: int, points: int = 32):
+        super().__init__()
+        self.maps = nn.Sequential(_convolution(channels, channels, 3), nn.Conv2d(channels, points, 1))
+        self.out = nn.Sequential(nn.Linear(2 * points, width), nn.SiLU(), nn.Linear(width, width))
+        self.register_buffer("place", _coordinates(side, side)[0].flatten(1), persistent=False)
+
+    def forward(self, features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 1 D"]:
+        share = self.maps(features).flatten(2).softmax(dim=-1)
+        # A product and a sum, not a matrix product: autocast would round places to half a pixel.
+        where = (share[:, :, None] * self.place).sum(dim=-1)
+        return self.out(2 * where.flatten(1))[:, None]  # twice: means of broad maps lie near the middle
+
+
+class ImageEncoder(nn.Module):
+    """An upright RGB frame in [0, 1] to `grid` x `grid` tokens by strided convolutions, and one token of keypoints.
+
+    Each stage halves the image, so the image size must be `grid` times a power of two. The keypoints are read after two
+    stages, at a quarter of the image's side, or after the last one if there are fewer.
     """
 
     def __init__(self, image_size: int, grid: int, width: int, channels: int = 32):
@@ -26,23 +51,28 @@ class ImageEncoder(nn.Module):
         stages = (image_size // grid).bit_length() - 1
         if image_size != grid << stages or stages < 1:
             raise ValueError(f"image size must be grid x 2, 4, 8, ...; got image {image_size}, grid {grid}")
-        self.grid = grid
+        self.grid, self.tokens, early = grid, grid**2 + 1, min(2, stages)
         sizes = [5] + [min(channels << stage, width) for stage in range(stages)]
-        layers: list[nn.Module] = []
-        for index, (before, after) in enumerate(itertools.pairwise(sizes)):
-            kernel = 5 if index == 0 else 3
-            layers += [nn.Conv2d(before, after, kernel, 2, kernel // 2), nn.GroupNorm(8, after), nn.SiLU()]
-        self.convolutions = nn.Sequential(*layers)
+        layers = [_convolution(a, b, 5 if a == 5 else 3, 2) for a, b in itertools.pairwise(sizes)]
+        self.early, self.late = nn.Sequential(*layers[:early]), nn.Sequential(*layers[early:])
         self.out = nn.Linear(sizes[-1], width)
+        self.keypoints = Keypoints(sizes[early], image_size >> early, width)
         self.register_buffer("coordinates", _coordinates(image_size, image_size), persistent=False)
+
+    @property
+    def places(self) -> Float[Tensor, "P 3"]:
+        """(frame, row, column) of every token: the present frame, the cells of the grid, and its middle for the keypoints."""
+        cells = torch.cartesian_prod(torch.arange(self.grid), torch.arange(self.grid)).float()
+        return nn.functional.pad(torch.cat([cells, cells.mean(dim=0, keepdim=True)]), (1, 0))
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B P D"]:
         if image.shape[1:] != (3, *self.coordinates.shape[2:]):
             wanted = (3, *self.coordinates.shape[2:])
             raise ValueError(f"images must be (B, {wanted}) in [0, 1], got {tuple(image.shape)}")
         coordinates = self.coordinates.to(image).expand(len(image), -1, -1, -1)
-        features = self.convolutions(torch.cat([2 * image - 1, coordinates], dim=1))
-        return self.out(rearrange(features, "b c h w -> b (h w) c"))
+        features = self.early(torch.cat([2 * image - 1, coordinates], dim=1))
+        patches = self.out(rearrange(self.late(features), "b c h w -> b (h w) c"))
+        return torch.cat([patches, self.keypoints(features).to(patches.dtype)], dim=1)
 
 
 class StateEncoder(nn.Module):

@@ -26,7 +26,8 @@ class ModelConfig:
     """What the model sees and denoises.
 
     `past`: executed actions that may be shown; `horizon`: future actions; `video_frames`: future frames, in ticks;
-    `cameras`: names; `grid`: tokens per side of an observed image; sizes in numbers.
+    `cameras`: names; `grid`: tokens per side of an observed image (one more holds its keypoints); `path` and
+    `noise_shift`: see `uwm.noise.gaussian.path`; sizes in numbers.
     """
 
     cameras: tuple[str, ...]
@@ -38,6 +39,7 @@ class ModelConfig:
     grid: int = 4
     prediction: str = "velocity"
     path: str = "cosine"
+    noise_shift: float = 1.0
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
 
@@ -79,7 +81,8 @@ class UnifiedModel(nn.Module):
         self.backbone = Backbone(config.backbone)
         self.autoencoder = Autoencoder(config.autoencoder).requires_grad_(False)
         self.normalise_action = Normaliser(config.action_size)
-        self.normalise_proprio = Normaliser(config.proprio_size)
+        # Metres of a finger stand beside entries of a rotation: a high floor would hide the gripper.
+        self.normalise_proprio = Normaliser(config.proprio_size, floor=0.01)
         image_size = config.autoencoder.image_size
         self.see = nn.ModuleDict({name: ImageEncoder(image_size, config.grid, width) for name in config.cameras})
         self.feel = StateEncoder(config.proprio_size, width)
@@ -114,9 +117,10 @@ class UnifiedModel(nn.Module):
         place = [torch.zeros(1, 3)]
         for index, name in enumerate(self.config.cameras, start=1):
             image, present = self._camera(observation, name)
-            tokens.append(self.see[name](image) + self.context_tag[index])
-            seen.append(present[:, None].expand(-1, self.config.grid**2))
-            place.append(_places(self.config.grid))
+            see = self.see[name]
+            tokens.append(see(image) + self.context_tag[index])
+            seen.append(present[:, None].expand(-1, see.tokens))
+            place.append(see.places)
         return torch.cat(tokens, dim=1), torch.cat(place).to(proprio.device), torch.cat(seen, dim=1)
 
     def _camera(self, observation: Observation, name: str) -> tuple[Tensor, Tensor]:
@@ -161,12 +165,6 @@ class UnifiedModel(nn.Module):
 
 def _mlp(size: int, hidden: int, out: int) -> nn.Module:
     return nn.Sequential(nn.Linear(size, hidden), nn.SiLU(), nn.Linear(hidden, out))
-
-
-def _places(grid: int) -> Float[Tensor, "P 3"]:
-    """Frame 0 and (row, column) of a square of tokens."""
-    cells = torch.cartesian_prod(torch.arange(grid), torch.arange(grid)).float()
-    return torch.nn.functional.pad(cells, (1, 0))
 
 
 def parameter_share(model: UnifiedModel) -> dict[str, float]:

@@ -20,6 +20,7 @@ class GaussianPath(Protocol):
     """The two coefficients of a path and their derivatives by level."""
 
     name: str
+    shift: float
 
     def alpha(self, level: Tensor) -> Tensor: ...
     def sigma(self, level: Tensor) -> Tensor: ...
@@ -28,52 +29,81 @@ class GaussianPath(Protocol):
 
 
 class Cosine:
-    """Variance-preserving: alpha = cos(pi/2 level), sigma = sin(pi/2 level) (Salimans & Ho 2022, sec. 4).
+    """Variance-preserving: alpha = cos(turn), sigma = sin(turn) with tan(turn) = shift * tan(pi/2 level).
 
-    Both are written as sines, because sin(0) is exactly 0 while cos(pi/2) is not.
+    With shift 1 this is the cosine path (Salimans & Ho 2022, sec. 4). Both are written with sines, because sin(0) is
+    exactly 0 while cos(pi/2) is not. `shift` multiplies sigma / alpha at every level (Hoogeboom et al. 2023, sec. 3.1).
     """
 
     name = "cosine"
 
+    def __init__(self, shift: float = 1.0):
+        self.shift = shift
+
+    def _sides(self, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The legs of the right triangle whose angle is the turn, and its longest side."""
+        signal, noise = torch.sin(math.pi / 2 * (1 - level)), self.shift * torch.sin(math.pi / 2 * level)
+        return signal, noise, torch.hypot(signal, noise) if self.shift != 1 else torch.ones_like(signal)
+
     def alpha(self, level: Tensor) -> Tensor:
-        return torch.sin(math.pi / 2 * (1 - level))
+        signal, _, length = self._sides(level)
+        return signal / length
 
     def sigma(self, level: Tensor) -> Tensor:
-        return torch.sin(math.pi / 2 * level)
+        _, noise, length = self._sides(level)
+        return noise / length
 
     def alpha_slope(self, level: Tensor) -> Tensor:
-        return -math.pi / 2 * self.sigma(level)
+        _, noise, length = self._sides(level)
+        return -math.pi / 2 * self.shift * noise / length**3
 
     def sigma_slope(self, level: Tensor) -> Tensor:
-        return math.pi / 2 * self.alpha(level)
+        signal, _, length = self._sides(level)
+        return math.pi / 2 * self.shift * signal / length**3
 
 
 class RectifiedFlow:
-    """The straight path alpha = 1 - level, sigma = level (Liu et al. 2023, eq. 1; Lipman et al. 2023)."""
+    """The straight path alpha = 1 - t, sigma = t (Liu et al. 2023, eq. 1; Lipman et al. 2023).
+
+    t = shift * level / (1 - level + shift * level), which multiplies sigma / alpha by `shift` (Esser et al. 2024, eq. 23).
+    """
 
     name = "rectified"
 
+    def __init__(self, shift: float = 1.0):
+        self.shift = shift
+
+    def _stretch(self, level: Tensor) -> Tensor:
+        # So written that both ends are exact: 1 + (shift - 1) need not be shift in floating point.
+        return (1 - level) + self.shift * level
+
     def alpha(self, level: Tensor) -> Tensor:
-        return 1 - level
+        return (1 - level) / self._stretch(level)
 
     def sigma(self, level: Tensor) -> Tensor:
-        return level
+        return self.shift * level / self._stretch(level)
 
     def alpha_slope(self, level: Tensor) -> Tensor:
-        return -torch.ones_like(level)
+        return -self.sigma_slope(level)
 
     def sigma_slope(self, level: Tensor) -> Tensor:
-        return torch.ones_like(level)
+        return self.shift / self._stretch(level) ** 2
 
 
-PATHS: dict[str, GaussianPath] = {path.name: path for path in (Cosine(), RectifiedFlow())}
+PATHS: dict[str, type[Cosine] | type[RectifiedFlow]] = {path.name: path for path in (Cosine, RectifiedFlow)}
 
 
-def path(name: str) -> GaussianPath:
-    """The path of that name; ValueError lists the names."""
+def path(name: str, shift: float = 1.0) -> GaussianPath:
+    """The path of that name; ValueError lists the names.
+
+    shift: larger than 1 puts more noise at every level but 0 and 1. Tokens that say much about each other (a smooth
+    action sequence, neighbouring patches) need it: at small levels they could be read off one another.
+    """
     if name not in PATHS:
         raise ValueError(f"path must be one of {sorted(PATHS)}, got {name!r}")
-    return PATHS[name]
+    if not shift > 0:
+        raise ValueError(f"the noise shift must be > 0, got {shift}")
+    return PATHS[name](shift)
 
 
 def corrupt(
@@ -87,8 +117,8 @@ def corrupt(
 def target(path: GaussianPath, prediction: str, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
     """What the network is asked for: the noise, the clean value, or the velocity dx/dlevel.
 
-    For the cosine path the velocity is divided by pi/2, so that it is the usual v = alpha noise - sigma clean with unit
-    variance; for the straight path it is noise - clean.
+    The velocity is scaled so that it is the usual v = alpha noise - sigma clean with unit variance for the cosine path, and
+    noise - clean for the straight one, whatever their shift.
     """
     match prediction:
         case "noise":

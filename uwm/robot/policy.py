@@ -66,8 +66,7 @@ class Policy:
             # The whole horizon from pure noise: a buffer that is fresh at every tick and has one chunk.
             memory = self._forget(memory)
         denoise = self._denoiser(memory, observation)
-        path = gaussian.path(self.model.config.path)
-        memory, chunk = roll.tick(memory, self._ladder, denoise, path, self.step)
+        memory, chunk = roll.tick(memory, self._ladder, denoise, self._path, self.step)
         self.calls += denoise.calls
         actions = self.model.normalise_action.restore(chunk[:, : self.config.chunk])
         if not bool(torch.isfinite(actions).all()):
@@ -78,6 +77,10 @@ class Policy:
         """The memory after `executed` (physical units) really went to the robot."""
         normalised = self.model.normalise_action.normalise(executed.float())
         return roll.roll(memory, self.config.ladder, normalised)
+
+    @property
+    def _path(self) -> gaussian.GaussianPath:
+        return gaussian.path(self.model.config.path, self.model.config.noise_shift)
 
     @property
     def _ladder(self) -> roll.Ladder:
@@ -93,5 +96,4 @@ class Policy:
     def _denoiser(self, memory: roll.Buffer, observation: Observation) -> Denoiser:
         config = self.model.config
         prefix = self.model.encode(observation)
-        path = gaussian.path(config.path)
-        return Denoiser(self.model, path, config.prediction, self.layout, roll.role(memory), prefix, LIMIT)
+        return Denoiser(self.model, self._path, config.prediction, self.layout, roll.role(memory), prefix, LIMIT)
