@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -441,11 +442,12 @@ def summary_of(run: EvalRun) -> dict:
 def roll_out(run: EvalRun) -> list[evaluation.Rollout]:
     """Rollouts in processes (a rendering context belongs to one), in the order of their seeds."""
     from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
     from tqdm import tqdm
 
-    checkpoints.describe(Path(run.checkpoint))  # a missing checkpoint is told here, not by every worker
+    _make_ready(run)[0].close()  # what does not fit is told here, in one line, and not by every worker
     seeds = list(range(run.seed, run.seed + run.rollouts))
     keep = set(seeds[: run.keep_videos])
     found: dict[int, evaluation.Rollout] = {}
@@ -458,6 +460,8 @@ def roll_out(run: EvalRun) -> list[evaluation.Rollout]:
             result = job.result()
             found[result.seed] = result
             bar.set_postfix(success=f"{np.mean([r.success for r in found.values()]):.2f}")
+    except BrokenProcessPool as error:
+        raise ChildProcessError("a rollout process died (out of memory, or a crash of the simulator); nothing was written") from error
     finally:
         pool.shutdown(cancel_futures=True)
     return [found[seed] for seed in seeds]
@@ -466,12 +470,18 @@ def roll_out(run: EvalRun) -> list[evaluation.Rollout]:
 _worker: dict = {}  # what a rollout process keeps between episodes: its env and its policy
 
 
+def _make_ready(run: EvalRun) -> tuple[Any, Policy]:
+    """The env and the policy of a run; an error when they do not fit each other."""
+    model, card = load_model(run.checkpoint)
+    policy, env = Policy(model, run.policy), make_world(run.world)
+    checkpoints.refuse_mismatch(card, env.unwrapped.card)
+    return env, policy
+
+
 def _enter_worker(run: EvalRun) -> None:
     torch.set_num_threads(1)
-    model, card = load_model(run.checkpoint)
-    env = make_world(run.world)
-    checkpoints.refuse_mismatch(card, env.unwrapped.card)
-    _worker.update(env=env, policy=Policy(model, run.policy), camera=run.world.cameras[0] if run.world.cameras else None)
+    env, policy = _make_ready(run)
+    _worker.update(env=env, policy=policy, camera=run.world.cameras[0] if run.world.cameras else None)
 
 
 def _roll_one(seed: int, keep: bool) -> evaluation.Rollout:

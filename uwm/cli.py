@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except OSError as error:
         return _fail(_os_error(error), 1, debug)
-    except ValueError as error:
+    except (ValueError, FloatingPointError) as error:
         return _fail(str(error) or type(error).__name__, 1, debug)
 
 
@@ -80,6 +80,8 @@ def _missing_package(error: ModuleNotFoundError) -> str:
 
 def _os_error(error: OSError) -> str:
     name = f" ({error.filename})" if error.filename else ""
+    if isinstance(error, ChildProcessError):
+        return str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full{name}: free some space and run the same command again; whole episodes and checkpoints are kept"
     return f"{error.strerror or error}{name}"
@@ -109,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--config", default=name, metavar="NAME", help=f"a config's name or the path of a YAML file (default: {name})")
         command.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     explain = _command(commands, "explain", "print streams, token layout, plan, parameters and calls per action of a config", (
-        "uwm explain train", "uwm explain configs/train.yaml size=m"), OVERRIDES)  # fmt: skip
+        "uwm explain train", "uwm explain demo policy.rows=24"), OVERRIDES)  # fmt: skip
     explain.add_argument("config", metavar="CONFIG", help="a config's name or the path of a YAML file")
     explain.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     bench = _command(commands, "bench", "measure one claim against its baseline; exit code 0 only when every gate holds", (
@@ -128,9 +130,9 @@ def parser() -> argparse.ArgumentParser:
 
 RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "collect": ("record demonstrations of a scripted expert into a store", (
-        "uwm collect", "uwm collect env=Stack episodes=20 out=runs/stack.zarr")),
-    "train": ("train one model on a store; a second run resumes", ("uwm train", "uwm train steps=200 logger=off")),
-    "eval": ("run a checkpoint in closed loop and report success, calls and latency", ("uwm eval", "uwm eval rollouts=10")),
+        "uwm collect", "uwm collect world=stack episodes=20 out=runs/stack.zarr")),
+    "train": ("train one model on a store; a second run resumes", ("uwm train", "uwm train train.steps=200 logger=off")),
+    "eval": ("run a checkpoint in closed loop and report success, calls and latency", ("uwm eval", "uwm eval policy=chunked rollouts=10")),
     "demo": ("collect, train, run and report in one go; finished stages are reused", ("uwm demo", "uwm demo out=runs/mine")),
 }  # fmt: skip
 COMMANDS = (*RUNS, "explain", "bench", "data")
@@ -211,7 +213,7 @@ def compose(config: str, overrides: list[str]) -> dict:
     folder, name = _locate(config)
     for override in overrides:
         if "=" not in override and not override.startswith("~"):
-            raise ConfigError(f"expected KEY=VALUE, got {override!r}; write for example steps=200")
+            raise ConfigError(f"expected KEY=VALUE, got {override!r}; write for example train.steps=200")
     import hydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf

@@ -45,7 +45,7 @@ def run_demo(config: dict) -> int:
     """Runs or resumes the demo and writes report.html and report.json; 0 when every gate holds, else 1."""
     run = from_mapping(DemoRun, config, "demo")
     folder = run.folder
-    store, model = str(folder / "lift.zarr"), str(folder)
+    store, model = str(folder / f"{run.collect.world.name.lower()}.zarr"), str(folder)
     run = replace(run, collect=replace(run.collect, out=store), train=replace(run.train, data=store, out=model))
     began = time.perf_counter()
     print(f"demo 1/4: {run.collect.episodes} demonstrations of {run.collect.world.name}")

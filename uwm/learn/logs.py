@@ -35,7 +35,7 @@ class Log:
             self.bar.close()
         self.file.close()
         if self.run:
-            self.run.finish(quiet=True)
+            self.run.finish()
 
     def begin(self, stage: str, total: int, start: int) -> None:
         """A new stage with its own bar."""

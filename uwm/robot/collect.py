@@ -67,7 +67,7 @@ def _take(results: Any, processes: list, waiting: dict[int, Episode]) -> None:
     except queue.Empty:
         dead = [p.exitcode for p in processes if p.exitcode not in (None, 0)]
         if dead:
-            raise RuntimeError(f"a collecting process ended with exit code {dead[0]}; whole episodes are kept") from None
+            raise ChildProcessError(f"a collecting process ended with exit code {dead[0]}; whole episodes are kept") from None
         return
     if isinstance(arrived, Exception):
         raise arrived

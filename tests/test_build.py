@@ -1,0 +1,200 @@
+"""The runs as a user starts them, on the toy world with a tiny model: collect, train, eval, demo, and what they refuse."""
+
+import errno
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import uwm_data
+from uwm import build, cli
+from uwm.learn import checkpoint as checkpoints
+from uwm.learn.logs import Log
+
+TRAINING = ["model=tiny", "autoencoder.steps=2", "train.steps=4", "train.batch=4", "train.save_every=2"]
+TRAINING += ["logger=off", "train.precision=float32"]
+POLICY = ["policy.rows=4", "policy.chunk=2", "policy.chunks=4"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Six demonstrations of the toy world, made by the command."""
+    path = tmp_path_factory.mktemp("data") / "toy.zarr"
+    assert cli.main(["collect", "world=toy", f"out={path}", "episodes=6", "workers=2"]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(store, tmp_path_factory):
+    """A folder with a model of four steps on them."""
+    out = tmp_path_factory.mktemp("trained")
+    assert cli.main(["train", f"data={store}", f"out={out}", *TRAINING]) == 0
+    return out
+
+
+def refusal(capfd, *arguments):
+    """The one line that a refused command prints."""
+    assert cli.main(list(map(str, arguments))) in (1, 2)
+    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("uwm: error:")]
+    assert len(told) == 1
+    return told[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------- collect
+
+
+def test_a_collected_store_is_whole_and_knows_what_it_holds(store):
+    with uwm_data.EpisodeStore.open(store) as opened:
+        assert [opened.meta(index)["seed"] for index in opened.episodes] == list(range(6))
+        assert opened.card["env"] == "Toy" and opened.card["expert"] == {"noise": 0.1, "strategy": "random"}
+        assert set(opened.streams) == {"agentview", "wrist", "proprio", "action", "action_intended"}
+    assert cli.main(["data", "check", str(store)]) == 0
+
+
+def test_a_second_collection_adds_only_what_is_missing(store, tmp_path, capfd):
+    out = tmp_path / "toy.zarr"
+    for episodes in (2, 3, 3):
+        assert cli.main(["collect", "world=toy", f"out={out}", f"episodes={episodes}", "workers=1"]) == 0
+    assert "already holds 3 episodes" in capfd.readouterr().out
+    with uwm_data.EpisodeStore.open(out) as continued, uwm_data.EpisodeStore.open(store) as straight:
+        for index in range(3):
+            for name in straight.streams:
+                np.testing.assert_array_equal(continued.read(index, name), straight.read(index, name))
+
+
+def test_a_store_of_another_world_is_not_continued(store, capfd):
+    told = refusal(capfd, "collect", "world=toy", "world.image_size=16", f"out={store}", "episodes=7")
+    assert "store of another world" in told and "image_size is 32 there and 16 here" in told
+
+
+def test_a_full_disk_ends_collecting_and_keeps_whole_episodes(tmp_path, monkeypatch, capfd):
+    append, done = uwm_data.EpisodeStore.append, []
+
+    def full(self, *values):
+        if len(done) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        done.append(append(self, *values))
+
+    monkeypatch.setattr(uwm_data.EpisodeStore, "append", full)
+    told = refusal(capfd, "collect", "world=toy", f"out={tmp_path / 'toy.zarr'}", "episodes=4", "workers=1")
+    assert "the disk is full" in told
+    with uwm_data.EpisodeStore.open(tmp_path / "toy.zarr") as kept:
+        assert len(kept) == 2
+
+
+# ------------------------------------------------------------------------------------------------------------------ train
+
+
+def test_a_trained_folder_says_what_it_was_trained_on_and_a_second_run_reuses_it(store, trained, capfd):
+    about = checkpoints.describe(trained / "model")
+    assert about["step"] == 4 and about["card"]["env"] == "Toy" and about["card"]["data"] == str(store)
+    assert cli.main(["train", f"data={store}", f"out={trained}", *TRAINING]) == 0
+    assert "is trained (4 steps)" in capfd.readouterr().out
+
+
+def test_ctrl_c_in_training_keeps_the_step_and_resuming_equals_straight_through(store, trained, tmp_path, monkeypatch, capfd):
+    step, train = Log.step, ["train", f"data={store}", f"out={tmp_path}", *TRAINING]
+
+    def interrupted(self, number, figures):
+        if self.stage == "train" and number == 3:
+            raise KeyboardInterrupt
+        step(self, number, figures)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Log, "step", interrupted)
+        assert cli.main(train) == 130
+    assert "nothing lost" in capfd.readouterr().err and checkpoints.describe(tmp_path / "model")["step"] == 3
+    assert cli.main(train) == 0
+    assert "resuming" in capfd.readouterr().out
+    resumed, straight = (checkpoints.load(folder / "model", for_training=True) for folder in (tmp_path, trained))
+    for part in ("weights", "average", "optimiser"):
+        torch.testing.assert_close(getattr(resumed, part), getattr(straight, part), rtol=0, atol=0)
+
+
+def test_other_settings_or_other_data_are_not_mixed_into_a_run(store, trained, tmp_path, capfd):
+    told = refusal(capfd, "train", f"data={store}", f"out={trained}", *TRAINING, "train.optim.rate=0.5")
+    assert "trained with other settings (train)" in told
+    assert cli.main(["collect", "world=toy", f"out={tmp_path / 'other.zarr'}", "episodes=4", "seed=50", "workers=1"]) == 0
+    told = refusal(capfd, "train", f"data={tmp_path / 'other.zarr'}", f"out={trained}", *TRAINING)
+    assert "was trained on other data" in told
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.stepz=4", "did you mean 'steps'"),
+        ("train.optim.matrices=sgd", "matrices must be moved by 'muon' or 'adamw'"),
+        ("train.precision=float8", "precision must be one of"),
+        ("model.path=linear", "path must be one of"),
+        ("model.grid=3", "image size must be grid x 2, 4, 8"),
+        ("data=nowhere.zarr", "nowhere.zarr"),
+    ],
+)
+def test_settings_that_cannot_be_are_one_line(store, tmp_path, capfd, override, words):
+    assert words in refusal(capfd, "train", f"data={store}", f"out={tmp_path}", *TRAINING, override)
+
+
+# --------------------------------------------------------------------------------------------------------------- evaluate
+
+
+def test_rollouts_repeat_and_their_figures_are_written(trained, tmp_path, capfd):
+    arguments = ["eval", "world=toy", f"checkpoint={trained / 'model'}", *POLICY, "rollouts=3", f"out={tmp_path / 'eval.json'}"]
+    figures = []
+    for workers in (1, 2):
+        assert cli.main([*arguments, f"workers={workers}"]) == 0
+        figures.append(json.loads((tmp_path / "eval.json").read_text()))
+    latency = [each.pop("latency_ms") for each in figures]
+    assert figures[0] == figures[1], "the same seeds give the same rollouts, whatever the number of processes"
+    assert figures[0]["seeds"] == [100_000, 100_001, 100_002] and set(latency[0]) == {"p50", "p95", "p99"}
+    assert '"success"' in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("world.cameras=[agentview]", "cameras ['wrist'] are missing"),
+        ("world.image_size=16", "image_size: trained with 32, got 16"),
+        ("policy.chunks=9", "the model was trained on"),
+        ("policy.kind=lazy", "policy kind must be 'streaming' or 'chunked'"),
+        ("checkpoint=nowhere", "nowhere is no checkpoint folder"),
+        ("world.name=Tay", "did you mean 'Toy'"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_one_line(trained, capfd, override, words):
+    assert words in refusal(capfd, "eval", "world=toy", f"checkpoint={trained / 'model'}", *POLICY, "rollouts=1", override)
+
+
+def test_a_damaged_checkpoint_is_one_line(trained, tmp_path, capfd):
+    for file in (trained / "model").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes()[: 200 if file.name == "average.safetensors" else None])
+    assert "weights are missing or damaged" in refusal(capfd, "eval", "world=toy", f"checkpoint={tmp_path}", *POLICY)
+
+
+# ------------------------------------------------------------------------------------------------------------------- demo
+
+
+def test_the_demo_leaves_its_report_and_a_second_run_reuses_every_stage(tmp_path, capfd):
+    arguments = ["demo", f"out={tmp_path}", "rollouts=2", "windows=6", "rows=4", *POLICY, "world@collect.world=toy", "collect.episodes=8"]
+    arguments += ["collect.workers=1", "model@train.model=tiny", "train.validation=0.3", *[f"train.{each}" for each in TRAINING[1:]]]
+    assert cli.main(arguments) == 1, "a model of four steps cannot reach the gates"
+    first = json.loads((tmp_path / "report.json").read_text())
+    for kind in ("streaming", "chunked"):
+        assert 0 <= first[kind]["success"] <= 1 and first[kind]["calls_per_action"] > 0 and first[kind]["latency_ms"]["p50"] > 0
+    assert first["inverse"]["relative_error"] > 0 and first["forward"]["relative_error"] > 0
+    assert first["rollouts"] == 2 and first["seconds"] > 0
+    page = (tmp_path / "report.html").read_text()
+    assert "data:image" in page and "http" not in page.replace("http://www.w3.org", "")
+    capfd.readouterr()
+    assert cli.main(arguments) == 1
+    told = capfd.readouterr().out
+    for words in ("already holds 8 episodes", "is trained (4 steps)", "streaming: finished before", "modes: finished before"):
+        assert words in told
+    again = json.loads((tmp_path / "report.json").read_text())
+    assert again["streaming"] == first["streaming"] and again["seconds"] > first["seconds"]
+
+
+def test_a_checkpoint_acts_without_its_training_run(trained):
+    """`load_model` needs the folder alone: what a control node has."""
+    model, card = build.load_model(trained / "model")
+    assert card["step"] == 4 and model.config.cameras == ("agentview", "wrist") and not model.training
