@@ -93,6 +93,18 @@ def test_a_picture_survives_its_png():
     assert (np.asarray(image.open(io.BytesIO(content))) == frame).all()
 
 
+def test_a_sheet_puts_frames_side_by_side_with_white_between():
+    frames = [np.full((2, 3, 3), value, np.uint8) for value in range(4)]
+    drawn = pictures.sheet([frames[:2], frames[2:]], scale=2, gap=1)
+    assert drawn.shape == (2 * (2 + 1 + 2), 2 * (3 + 1 + 3), 3)
+    assert [drawn[0, 0, 0], drawn[0, -1, 0], drawn[-1, 0, 0], drawn[-1, -1, 0]] == [0, 1, 2, 3]
+    assert (drawn[4:6] == 255).all() and (drawn[:, 6:8] == 255).all()
+
+
+def test_the_page_comes_with_one_picture(written):
+    assert (written / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_video_survives_its_mp4():
     av = pytest.importorskip("av")
     frames = [np.full((16, 16, 3), value, np.uint8) for value in (20, 120, 220)]

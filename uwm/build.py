@@ -58,7 +58,7 @@ class CollectRun:
     out: str = "runs/lift.zarr"
     episodes: int = 100
     seed: int = 0
-    noise: float = 0.1
+    noise: float = 0.06
     strategy: str = "random"
     workers: int = 2
 

@@ -7,7 +7,8 @@ says so.
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -47,7 +48,27 @@ def run_demo(config: dict) -> int:
     folder = run.folder
     store, model = str(folder / f"{run.collect.world.name.lower()}.zarr"), str(folder)
     run = replace(run, collect=replace(run.collect, out=store), train=replace(run.train, data=store, out=model))
+    with _clock(folder / "stages" / "seconds.json"):
+        path, figures = _run_stages(run)
+    print("demo 4/4: report")
+    return _report(run, path, figures)
+
+
+@contextmanager
+def _clock(file: Path) -> Iterator[None]:
+    """Adds the seconds of this run to those of earlier ones in the folder, also when it is stopped."""
     began = time.perf_counter()
+    try:
+        yield
+    finally:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        earlier = json.loads(file.read_text()) if file.is_file() else 0.0
+        _write(file, earlier + time.perf_counter() - began)
+
+
+def _run_stages(run: DemoRun) -> tuple[Path, dict]:
+    """Collects, trains, rolls out and probes, or reuses what was done: the checkpoint and all figures."""
+    folder = run.folder
     print(f"demo 1/4: {run.collect.episodes} demonstrations of {run.collect.world.name}")
     build._collect(run.collect)
     print("demo 2/4: one model")
@@ -57,9 +78,7 @@ def run_demo(config: dict) -> int:
     figures = {kind: stages.get(kind, lambda kind=kind: _closed_loop(run, path, kind)) for kind in ("streaming", "chunked")}
     figures |= {"latency": stages.get("latency", lambda: _latency(run, path))}
     figures |= {"modes": stages.get("modes", lambda: _modes(run, path))}
-    print("demo 4/4: report")
-    seconds = stages.add_seconds(time.perf_counter() - began)
-    return _report(run, path, figures, seconds)
+    return path, figures
 
 
 def fingerprint(run: DemoRun, path: Path) -> str:
@@ -86,13 +105,6 @@ class Stages:
         figures = make()
         _write(file, {"key": self.key, "figures": figures})
         return figures
-
-    def add_seconds(self, seconds: float) -> float:
-        """Seconds spent over all runs of this folder."""
-        file = self.folder / "seconds.json"
-        total = seconds + (json.loads(file.read_text()) if file.is_file() else 0.0)
-        _write(file, total)
-        return total
 
 
 def _write(file: Path, content: object) -> None:
@@ -137,12 +149,13 @@ def _modes(run: DemoRun, path: Path) -> dict:
     return figures
 
 
-def _report(run: DemoRun, path: Path, figures: dict, seconds: float) -> int:
+def _report(run: DemoRun, path: Path, figures: dict) -> int:
     from uwm.bench import gates, report
     from uwm.explain import streaming_picture
 
     model, about = build.load_model(path)
     content = {kind: {**figures[kind], "latency_ms": figures["latency"][kind]} for kind in ("streaming", "chunked")}
+    seconds = json.loads((run.folder / "stages" / "seconds.json").read_text())
     content |= {**figures["modes"], "rollouts": run.rollouts, "seconds": seconds, "card": about, "settings": to_mapping(run)}
     content["gates"] = gates.of_demo(content)
     stages = run.folder / "stages"

@@ -8,8 +8,9 @@
 | joint | observation | actions and future frames | both | both |
 | policy | observation | actions, future frames deleted | RMSE against the intended actions | the training mean, 0 |
 
-Relative error is the model's error divided by the baseline's: RMSE by RMSE, MSE by MSE. A single sample is judged; for
-actions the mean over several samples stands beside it, because the baseline is a point estimate too.
+Relative error is the model's error divided by the baseline's: RMSE by RMSE, MSE by MSE. An image is judged by one sample. An
+action is judged by the mean of several samples, because its baseline is a point estimate too; what one sample reaches
+stands beside it.
 """
 
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ from uwm.sample.randomness import Randomness
 from uwm.sample.steps import rule
 
 MODES = ("inverse", "forward", "video", "joint", "policy")
+ACTING = ("inverse", "joint", "policy")  # the modes that sample actions
 RESAMPLES = 1000
 
 
@@ -44,7 +46,7 @@ def measure(
     present: dict[str, Tensor],
     rows: int,
     seeds: Sequence[int],
-    samples: int = 1,
+    samples: int = 8,
     groups: Tensor | None = None,
     examples: int = 3,
 ) -> dict:
@@ -52,8 +54,8 @@ def measure(
 
     `frames` {camera: (B, T, 3, H, W) in [0, 1]} are the true future frames of the model's `video_frames`, `present`
     {camera: (B, 3, H, W)} what is seen now; `batch` holds the same windows, `seeds` one number per window, from which
-    `samples` samples are drawn in `rows` calls each. `groups` (B,) names the episode of each window: intervals are over
-    episodes, since windows of one episode are alike.
+    `samples` samples of actions and one of images are drawn in `rows` calls each. `groups` (B,) names the episode of each
+    window: intervals are over episodes, since windows of one episode are alike.
 
     Examples are arrays by name: `window` (E,), `ticks` (T,), and per camera `present/NAME` (E, H, W, 3), `true/NAME`,
     `forward/NAME`, `video/NAME`, `joint/NAME` (E, T, H, W, 3).
@@ -61,16 +63,16 @@ def measure(
     _check(model, batch, frames, seeds)
     prefix = model.encode(batch.observation)
     draw = partial(_sample, model, batch, prefix, rows, seeds)
-    drawn = {name: [draw(name, index) for index in range(samples)] for name in MODES}
+    drawn = {name: [draw(name, index) for index in range(samples if name in ACTING else 1)] for name in MODES}
     groups = torch.arange(len(batch.clean)) if groups is None else groups
     images = _Images(model, batch, frames, present, groups)
     result: dict = {"rows": rows, "samples": samples, "windows": len(batch.clean), "groups": len(groups.unique())}
     result["inverse"] = _action_error(model, batch, drawn["inverse"], batch.clean, groups)
     result["policy"] = _action_error(model, batch, drawn["policy"], _wanted(model, batch), groups)
     for name in ("forward", "video"):
-        result[name] = images.error(drawn[name])
+        result[name] = images.error(drawn[name][0])
     joint = drawn["joint"]
-    result["joint"] = {"action": _action_error(model, batch, joint, batch.clean, groups), "image": images.error(joint)}
+    result["joint"] = {"action": _action_error(model, batch, joint, batch.clean, groups), "image": images.error(joint[0])}
     result["examples"] = images.examples({name: drawn[name][0] for name in ("forward", "video", "joint")}, examples)
     return result
 
@@ -137,7 +139,7 @@ def _action_error(model: UnifiedModel, batch: Batch, drawn: list[dict[str, Tenso
     if not bool(valid.any()):
         raise ValueError("no window has all its future frames; choose windows further from the end of their episodes")
     sampled = torch.stack([sample["action"] for sample in drawn])
-    square = {"model": (sampled - true).square().mean(dim=0), "of_mean": (sampled.mean(dim=0) - true).square(), "mean": true.square()}
+    square = {"model": (sampled.mean(dim=0) - true).square(), "one": (sampled - true).square().mean(dim=0), "mean": true.square()}
     total = {name: torch.where(valid[..., None], error, 0.0).double() for name, error in square.items()}
     count = valid.sum() * stream.size
     per_window = {name: value.sum(dim=(1, 2)) for name, value in total.items()}
@@ -148,7 +150,7 @@ def _action_error(model: UnifiedModel, batch: Batch, drawn: list[dict[str, Tenso
         "mean_rmse": rmse["mean"],
         "relative_error": _ratio(rmse["model"], rmse["mean"]),
         "interval": [low**0.5, high**0.5],
-        "relative_error_of_mean_sample": _ratio(rmse["of_mean"], rmse["mean"]),  # the same when there is one sample
+        "relative_error_of_one_sample": _ratio(rmse["one"], rmse["mean"]),
         "actions": int(valid.sum()),
         "dimensions": _dimensions(total, int(valid.sum())),
     }
@@ -186,9 +188,9 @@ class _Images:
         error = (image - self.frames[camera]).square().mean(dim=(2, 3, 4))
         return torch.where(self.valid[camera], error, 0.0).double()
 
-    def error(self, drawn: list[dict[str, Tensor]]) -> dict:
+    def error(self, drawn: dict[str, Tensor]) -> dict:
         """MSE over all cameras and frames, per camera, and per camera and frame."""
-        square = {c: torch.stack([self._square(c, self.decode(d, c)) for d in drawn]).mean(dim=0) for c in self.cameras}
+        square = {camera: self._square(camera, self.decode(drawn, camera)) for camera in self.cameras}
         every = range(len(self.ticks))
         result = self._ratio_over(square, dict.fromkeys(self.cameras, every))
         sums = [sum(s[c].sum(dim=1) for c in self.cameras) for s in (square, self.copy)]

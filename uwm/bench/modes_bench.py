@@ -14,7 +14,7 @@ from uwm.learn.checkpoint import CheckpointError
 CHECKPOINT = Path("runs/demo/model")
 CLAIM = "One checkpoint serves every mode; each beats its simplest baseline on held-out windows."
 ROWS = 12
-FULL, QUICK = (256, 4), (24, 1)  # windows and samples per window
+FULL, QUICK = (256, 8), (24, 2)  # windows, and samples of actions per window
 ENOUGH = 128  # windows below which an error is no evidence
 
 

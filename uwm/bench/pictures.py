@@ -14,7 +14,12 @@ SCALE = 4  # video pixels per frame pixel: at 64 pixels the encoder's half-size 
 
 
 def png(frame: np.ndarray) -> str:
-    """A uint8 frame (H, W, 3) as a PNG data URI (RFC 2083: signature, IHDR, IDAT, IEND)."""
+    """A uint8 frame (H, W, 3) as a PNG data URI."""
+    return _uri("image/png", png_bytes(frame))
+
+
+def png_bytes(frame: np.ndarray) -> bytes:
+    """A uint8 frame (H, W, 3) as the content of a PNG file (RFC 2083: signature, IHDR, IDAT, IEND)."""
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
         raise ValueError(f"a picture is uint8 (H, W, 3), got {frame.dtype} {frame.shape}")
     height, width, _ = frame.shape
@@ -22,7 +27,14 @@ def png(frame: np.ndarray) -> str:
     lines = np.concatenate([np.zeros((height, 1), np.uint8), frame.reshape(height, -1)], axis=1)
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     parts = ((b"IHDR", header), (b"IDAT", zlib.compress(lines.tobytes(), 9)), (b"IEND", b""))
-    return _uri("image/png", b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*part) for part in parts))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*part) for part in parts)
+
+
+def sheet(rows: Sequence[Sequence[np.ndarray]], scale: int = 2, gap: int = 4) -> np.ndarray:
+    """Rows of equally many uint8 frames of one size (H, W, 3) as one picture on white, enlarged without smoothing."""
+    padded = [[np.pad(frame, ((0, gap), (0, gap), (0, 0)), constant_values=255) for frame in row] for row in rows]
+    whole = np.concatenate([np.concatenate(row, axis=1) for row in padded])[:-gap, :-gap]
+    return whole.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
 def _chunk(name: bytes, content: bytes) -> bytes:

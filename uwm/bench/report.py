@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from uwm.bench import provenance
+from uwm.bench import pictures, provenance
 from uwm.bench.gates import Gate
 from uwm.bench.page import POLICIES, checkpoint, finite, page, versions
 
@@ -21,7 +21,7 @@ def write(
     plan_pictures: Mapping[str, str],
     curves: list[dict],
 ) -> None:
-    """Writes report.html and report.json into `out_dir`.
+    """Writes report.html, report.json and one picture, report.png, into `out_dir`.
 
     `figures`: under `streaming` and `chunked` what `evaluate.summary` gives and `latency_ms` {p50, p95, p99}; the modes'
     figures of `bench.modes.measure`; `rollouts`, `seconds`, `gates` (see `bench.gates`), the checkpoint's `card` and the
@@ -32,6 +32,23 @@ def write(
     figures = {**figures, "gates": [_plain_gate(gate) for gate in figures["gates"]]}
     (out_dir / "report.json").write_text(json.dumps(finite(summary(figures)), indent=1, allow_nan=False) + "\n")
     (out_dir / "report.html").write_text(page(figures, examples, videos, plan_pictures, curves), encoding="utf-8")
+    if len(examples.get("window", ())):
+        (out_dir / "report.png").write_bytes(pictures.png_bytes(pictures.sheet(_rows(examples, videos))))
+
+
+def _rows(examples: Mapping[str, np.ndarray], videos: Mapping[str, Sequence[np.ndarray]]) -> list[list[np.ndarray]]:
+    """A rollout in equal steps, then per window and camera: the present, and the future as it was and as modes saw it."""
+    cameras = [name.partition("/")[2] for name in examples if name.startswith("present/")]
+    kinds = ("true", "forward", "video", "joint")
+    rows = [
+        [examples[f"present/{camera}"][window], *(frame for kind in kinds for frame in examples[f"{kind}/{camera}"][window])]
+        for window in range(len(examples["window"]))
+        for camera in cameras
+    ]
+    film = next((frames for frames in videos.values() if len(frames) and frames[0].shape == rows[0][0].shape), None)
+    if film is None:
+        return rows
+    return [[film[index] for index in np.linspace(0, len(film) - 1, len(rows[0])).astype(int)], *rows]
 
 
 def summary(figures: dict) -> dict:

@@ -72,11 +72,12 @@ class Disturbance:
     """Correlated action noise with occasional pushes; acts on motion only, never on the gripper.
 
     The noise is an Ornstein-Uhlenbeck process with standard deviation `scale` on translation and a third of it on
-    rotation (action units) and a correlation time of five ticks. A push adds a constant vector of four times that
+    rotation (action units) and a correlation time of fifteen ticks: slow errors spread the places that are visited without
+    hiding what was meant, where noise of the same reach that changes every tick would drown the intended action. A push adds a constant vector of four times that
     length for three to six ticks, on average once in 60 ticks, so that recoveries appear in the data.
     """
 
-    MEMORY = np.exp(-1.0 / 5.0)
+    MEMORY = np.exp(-1.0 / 15.0)
     PUSH_CHANCE = 1.0 / 60.0
 
     def __init__(self, scale: float, rng: np.random.Generator):
