@@ -47,7 +47,7 @@ def refusal(capfd, *arguments):
 def test_a_collected_store_is_whole_and_knows_what_it_holds(store):
     with uwm_data.EpisodeStore.open(store) as opened:
         assert [opened.meta(index)["seed"] for index in opened.episodes] == list(range(6))
-        assert opened.card["env"] == "Toy" and opened.card["expert"] == {"noise": 0.1, "strategy": "random"}
+        assert opened.card["env"] == "Toy" and opened.card["expert"] == {"noise": 0.08, "strategy": "random"}
         assert set(opened.streams) == {"agentview", "wrist", "proprio", "action", "action_intended"}
     assert cli.main(["data", "check", str(store)]) == 0
 

@@ -86,9 +86,9 @@ def test_the_noise_has_the_spread_and_the_memory_it_promises():
     disturb = Disturbance(0.3, np.random.default_rng(0))
     disturb.PUSH_CHANCE = 0.0
     values = np.array([disturb() for _ in range(60000)])
-    assert np.allclose(values.std(axis=0), 0.3 * np.array([1, 1, 1, 1 / 3, 1 / 3, 1 / 3]), rtol=0.1)
+    assert np.allclose(values.std(axis=0), 0.3 * np.array([1, 1, 1, 1 / 6, 1 / 6, 1 / 6]), rtol=0.1)
     lag_one = np.mean(values[1:, 0] * values[:-1, 0]) / values[:, 0].var()
-    assert lag_one == pytest.approx(np.exp(-1 / 15), abs=0.03)
+    assert lag_one == pytest.approx(np.exp(-1 / 10), abs=0.03)
 
 
 def test_pushes_come_and_go():

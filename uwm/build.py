@@ -58,7 +58,7 @@ class CollectRun:
     out: str = "runs/lift.zarr"
     episodes: int = 100
     seed: int = 0
-    noise: float = 0.06
+    noise: float = 0.08
     strategy: str = "random"
     workers: int = 2
 
@@ -68,7 +68,7 @@ class SizeConfig:
     """The model's own choices; sizes of actions, proprioception and images come from the store."""
 
     past: int = 2
-    horizon: int = 16
+    horizon: int = 18
     video_frames: tuple[int, ...] = (8, 16)
     grid: int = 4
     prediction: str = "velocity"

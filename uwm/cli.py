@@ -120,6 +120,11 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--quick", action="store_true", help="60 s on small checkpoints; what needs more evidence is *not judged*")
     bench.add_argument("--out", type=Path, metavar="FILE.json", help="where the JSON goes")
     examples = ("uwm data check runs/lift.zarr", "uwm data check runs/lift.zarr --repair")
+    published = _command(commands, "import-checkpoint", "read a checkpoint of the UWM authors' code into the paper preset", (
+        "uwm import-checkpoint uwm_libero.pt --out runs/uwm-libero",))  # fmt: skip
+    published.add_argument("file", type=Path, help="the authors' torch.save file; read with weights_only and an allow-list")
+    published.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where safetensors and published.json go")
+    published.add_argument("--preset", metavar="NAME", help="which sizes to expect (default: the preset that fits)")
     data = _command(commands, "data", "look after episode stores", examples)
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
     check = _command(actions, "check", "verify a store's arrays, ends and checksum", examples)
@@ -135,7 +140,7 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "eval": ("run a checkpoint in closed loop and report success, calls and latency", ("uwm eval", "uwm eval policy=chunked rollouts=10")),
     "demo": ("collect, train, run and report in one go; finished stages are reused", ("uwm demo", "uwm demo out=runs/mine")),
 }  # fmt: skip
-COMMANDS = (*RUNS, "explain", "bench", "data")
+COMMANDS = (*RUNS, "explain", "bench", "import-checkpoint", "data")
 
 
 def _command(commands: Any, name: str, does: str, examples: tuple[str, ...], note: str = "") -> argparse.ArgumentParser:
@@ -160,7 +165,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _options(command: str | None) -> list[str]:
-    own = {"bench": ["--quick", "--out"], "data": ["--repair"], "explain": [], None: ["--version"]}
+    own = {
+        "bench": ["--quick", "--out"], "import-checkpoint": ["--out", "--preset"], "data": ["--repair"], "explain": [], None: ["--version"],
+    }  # fmt: skip
     return [*own.get(command, ["--config"]), "--help", "--debug"]
 
 
@@ -173,6 +180,10 @@ def _dispatch(arguments: list[str]) -> int:
         from uwm_data import main_check
 
         return main_check(parsed.store, repair_it=parsed.repair)
+    if parsed.command == "import-checkpoint":
+        from uwm.learn import published
+
+        return published.main(parsed.file, parsed.out, parsed.preset)
     if parsed.command == "bench":
         from uwm import build
 

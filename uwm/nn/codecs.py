@@ -7,6 +7,9 @@
 | video | (B, T, 3, H, W) in [0, 1] | (B, T * h * w, C * 4) patches of autoencoder latents |
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -30,7 +33,7 @@ class Normaliser(nn.Module):
         self.register_buffer("scale", torch.ones(size))
 
     @torch.no_grad()
-    def fit(self, statistics: dict[str, list]) -> None:
+    def fit(self, statistics: Mapping[str, Any]) -> None:
         """Takes `mean`, `std` and `constant` per dimension, as `uwm_data.statistics` gives them."""
         mean, std = torch.tensor(statistics["mean"]), torch.tensor(statistics["std"])
         constant = torch.tensor(statistics["constant"], dtype=torch.bool)

@@ -31,8 +31,8 @@ class PolicyConfig:
 
     kind: str = "streaming"
     rows: int = 12
-    chunk: int = 2
-    chunks: int = 8
+    chunk: int = 3
+    chunks: int = 6
     past: int = 2
     primer: str = "denoise"
     step: str = "ddim"

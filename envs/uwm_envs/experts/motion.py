@@ -71,17 +71,18 @@ def servo(state, position, rotation=None, gripper=OPEN, gain=1.5, top_speed=0.6)
 class Disturbance:
     """Correlated action noise with occasional pushes; acts on motion only, never on the gripper.
 
-    The noise is an Ornstein-Uhlenbeck process with standard deviation `scale` on translation and a third of it on
-    rotation (action units) and a correlation time of fifteen ticks: slow errors spread the places that are visited without
-    hiding what was meant, where noise of the same reach that changes every tick would drown the intended action. A push adds a constant vector of four times that
-    length for three to six ticks, on average once in 60 ticks, so that recoveries appear in the data.
+    The noise is an Ornstein-Uhlenbeck process with standard deviation `scale` on translation and a sixth of it on
+    rotation (action units) and a correlation time of ten ticks: slow errors spread the places that are visited without
+    hiding what was meant, where noise of the same reach that changes every tick would drown the intended action. A push
+    adds a constant vector of four times that length for three to six ticks, on average once in 60 ticks, so that
+    recoveries appear in the data.
     """
 
-    MEMORY = np.exp(-1.0 / 15.0)
+    MEMORY = np.exp(-1.0 / 10.0)
     PUSH_CHANCE = 1.0 / 60.0
 
     def __init__(self, scale: float, rng: np.random.Generator):
-        self._spread = scale * np.array([1.0, 1.0, 1.0, 1 / 3, 1 / 3, 1 / 3])
+        self._spread = scale * np.array([1.0, 1.0, 1.0, 1 / 6, 1 / 6, 1 / 6])
         self._rng = rng
         self._value = self._spread * rng.standard_normal(6)
         self._push = np.zeros(6)
