@@ -45,6 +45,7 @@ def train_autoencoder(
         error = float(loss.detach())
         if on_step:
             on_step(step, error)
+    update.zero_grad()  # a gradient left behind would count in the clipping of the model that holds this part
     autoencoder.requires_grad_(False)
     chosen = torch.randint(len(frames), (min(512, len(frames)),), generator=generator)
     autoencoder.measure_spread(frames_to_unit(frames[chosen]))
