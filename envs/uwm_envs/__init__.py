@@ -2,7 +2,7 @@
 
     import uwm_envs
     env = uwm_envs.make("Lift", cameras=("agentview", "wrist"), image_size=64)
-    expert = uwm_envs.make_expert("Lift", noise=0.3)
+    expert = uwm_envs.make_expert("Lift", noise=0.1)
     obs, info = env.reset(seed=7)
     expert.start(env, np.random.default_rng(7))
     action, intended = expert.act(env)
