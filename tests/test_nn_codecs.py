@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oracle import unchecked_shapes
-from uwm.nn.autoencoder import Autoencoder, AutoencoderConfig, from_tokens, to_tokens
+from uwm.nn.autoencoder import Autoencoder, AutoencoderConfig, from_tokens, merged, to_tokens
 from uwm.nn.codecs import Normaliser, VideoCodec, frames_to_unit, unit_to_frames
 from uwm.nn.encoders import ImageEncoder
 
@@ -77,6 +77,17 @@ def test_latents_to_tokens_and_back_lose_nothing(frames, channels, rows, columns
     tokens = to_tokens(latent)
     assert tokens.shape == (2, frames * rows * columns, 4 * channels)
     assert torch.equal(from_tokens(tokens, frames, (rows, columns)), latent)
+
+
+@given(patch=st.sampled_from([1, 2, 4]), merge=st.integers(1, 3), groups=st.integers(1, 2), channels=st.integers(1, 3))
+def test_patches_of_any_size_over_several_frames_lose_nothing_and_merge_afterwards(patch, merge, groups, channels):
+    """Merging the tokens of single frames gives the tokens of the frames together: latents can be kept frame by frame."""
+    latent = torch.randn(2, groups * merge, channels, 2 * patch, 3 * patch)
+    tokens = to_tokens(latent, patch, merge)
+    assert tokens.shape == (2, groups * 6, channels * merge * patch**2)
+    assert torch.equal(from_tokens(tokens, groups * merge, (2, 3), patch, merge), latent)
+    single = to_tokens(latent, patch).unflatten(1, (groups * merge, 6))
+    assert torch.equal(merged(single, channels, merge), tokens)
 
 
 def test_a_token_is_a_patch_of_two_by_two_in_reading_order():

@@ -71,6 +71,8 @@ class SizeConfig:
     horizon: int = 18
     video_frames: tuple[int, ...] = (8, 16)
     grid: int = 4
+    patch: int = 2
+    merge: int = 1
     prediction: str = "velocity"
     path: str = "cosine"
     noise_shift: float = 2.0
@@ -242,6 +244,8 @@ class Data:
             horizon=size.horizon,
             video_frames=size.video_frames,
             grid=size.grid,
+            patch=size.patch,
+            merge=size.merge,
             prediction=size.prediction,
             path=size.path,
             noise_shift=size.noise_shift,
@@ -309,8 +313,7 @@ class ModelWindows:
     def _video(self, camera: str, indices: np.ndarray, tick: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         place = torch.from_numpy(self.windows.locate(np.asarray(indices))[0])
         frames = torch.from_numpy(tick)[:, None] + torch.tensor(self.model.config.video_frames)
-        tokens, there = self.latents.at(camera, place, frames)
-        return tokens, there.repeat_interleave(tokens.shape[1] // frames.shape[1], dim=1)
+        return self.latents.at(camera, place, frames)
 
 
 def train(config: dict) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -103,26 +104,28 @@ def _parameters(model: UnifiedModel) -> str:
 
 def count_flops(model: UnifiedModel, layout: Layout) -> int:
     """FLOPs of one network call on a layout, batch of 1, without encoding the observation."""
-    prefix = model.encode(_observation(model))
+    prefix = model.encode(example_observation(model))
     x, level = torch.zeros(1, layout.tokens, layout.size), torch.zeros(1, layout.tokens)
-    return _counted(lambda: model(x, level, roles.full(1, layout.tokens), layout, prefix))
+    return counted(lambda: model(x, level, roles.full(1, layout.tokens), layout, prefix))
 
 
 def count_encoding_flops(model: UnifiedModel) -> int:
     """FLOPs of encoding one observation."""
-    observation = _observation(model)
-    return _counted(lambda: model.encode(observation))
+    observation = example_observation(model)
+    return counted(lambda: model.encode(observation))
 
 
 @torch.no_grad()
-def _counted(call) -> int:
+def counted(call: Callable[[], object]) -> int:
+    """FLOPs of a call; a multiply and an add are two."""
     # The counter does not know the fused attention of CPUs and would silently count it as nothing.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
 
 
-def _observation(model: UnifiedModel) -> Observation:
+def example_observation(model: UnifiedModel) -> Observation:
+    """A black observation of one sample, in the sizes that the model expects."""
     config = model.config
     side = config.autoencoder.image_size
     return Observation({name: torch.zeros(1, 3, side, side) for name in config.cameras}, torch.zeros(1, config.proprio_size))

@@ -172,8 +172,10 @@ class _Images:
         self.model, self.frames, self.present, self.groups = model, frames, present, groups
         layout, ticks = model.layout, model.config.video_frames
         self.cameras, self.ticks = model.config.cameras, ticks
-        # The tokens of one frame exist together: the first stands for all.
-        self.valid = {c: batch.valid[:, layout.span(c)][:, :: layout[c].tokens // len(ticks)] for c in self.cameras}
+        # The tokens of one frame (or of frames that share tokens) exist together: the first stands for all.
+        merge = model.config.merge
+        first = {c: batch.valid[:, layout.span(c)][:, :: layout[c].tokens * merge // len(ticks)] for c in self.cameras}
+        self.valid = {c: valid.repeat_interleave(merge, dim=1) for c, valid in first.items()}
         if not any(bool(valid.any()) for valid in self.valid.values()):
             raise ValueError("no window has a true future frame; choose windows further from the end of their episodes")
         tokens = layout.unpack(batch.clean)

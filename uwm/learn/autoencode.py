@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from uwm.core.shapes import Float, Int, UInt8
 from uwm.learn.optim import OptimConfig, Optimiser, rate_at
-from uwm.nn.autoencoder import Autoencoder
+from uwm.nn.autoencoder import Autoencoder, merged
 from uwm.nn.codecs import VideoCodec, frames_to_unit
 
 
@@ -61,10 +61,11 @@ class LatentTable:
     def __init__(self, codec: VideoCodec, episodes: Iterable[dict[str, Tensor]], cameras: tuple[str, ...]):
         rows: dict[str, list[Tensor]] = {camera: [] for camera in cameras}
         lengths = []
+        self.codec, single = codec, VideoCodec(codec.autoencoder, codec.patch)  # frames are merged when they are asked for
         for frames in episodes:
             for camera in cameras:
                 image = frames_to_unit(frames[camera])[:, None]
-                rows[camera].append(torch.cat([codec.encode(part) for part in image.split(256)]))
+                rows[camera].append(torch.cat([single.encode(part) for part in image.split(256)]))
             lengths.append(len(frames[cameras[0]]) if cameras else 0)
         self.tokens = {camera: torch.cat(parts) for camera, parts in rows.items()}
         self.lengths = torch.tensor(lengths)
@@ -73,8 +74,10 @@ class LatentTable:
     def at(
         self, camera: str, place: Int[Tensor, " B"], frames: Int[Tensor, "B T"]
     ) -> tuple[Float[Tensor, "B N S"], Tensor]:
-        """Tokens of frames of the place-th episode, clamped into it, and which frames were really there (B, T)."""
+        """Tokens of frames of the place-th episode, clamped into it, and which of the tokens' frames were all there (B, N)."""
         last = self.lengths[place][:, None] - 1
         inside = frames.clamp(min=0).minimum(last)
         rows = self.starts[place][:, None] + inside
-        return self.tokens[camera][rows].flatten(1, 2), inside == frames
+        tokens, merge = self.tokens[camera][rows], self.codec.merge
+        there = (inside == frames).unflatten(1, (-1, merge)).all(dim=2).repeat_interleave(tokens.shape[2], dim=1)
+        return merged(tokens, self.codec.autoencoder.config.latent, merge), there

@@ -68,16 +68,20 @@ def _up(before: int, after: int) -> nn.Module:
     return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(before, after, 3, 1, 1), nn.GroupNorm(8, after), nn.SiLU())
 
 
-PATCH = 2
+def to_tokens(latent: Float[Tensor, "B T C h w"], patch: int = 2, merge: int = 1) -> Float[Tensor, "B N S"]:
+    """Patches of `patch` x `patch` latents of `merge` frames as tokens, in the order time, row, column."""
+    return rearrange(latent, "b (t m) c (h p) (w q) -> b (t h w) (c m p q)", m=merge, p=patch, q=patch)
 
 
-def to_tokens(latent: Float[Tensor, "B T C h w"]) -> Float[Tensor, "B N S"]:
-    """Patches of 2 x 2 latents as tokens, frame by frame."""
-    return rearrange(latent, "b t c (h p) (w q) -> b (t h w) (c p q)", p=PATCH, q=PATCH)
-
-
-def from_tokens(tokens: Float[Tensor, "B N S"], frames: int, grid: tuple[int, int]) -> Float[Tensor, "B T C h w"]:
-    """The inverse of `to_tokens`."""
+def from_tokens(
+    tokens: Float[Tensor, "B N S"], frames: int, grid: tuple[int, int], patch: int = 2, merge: int = 1
+) -> Float[Tensor, "B T C h w"]:
+    """The inverse of `to_tokens`; `frames` counts single frames."""
     return rearrange(
-        tokens, "b (t h w) (c p q) -> b t c (h p) (w q)", t=frames, h=grid[0], w=grid[1], p=PATCH, q=PATCH
+        tokens, "b (t h w) (c m p q) -> b (t m) c (h p) (w q)", t=frames // merge, h=grid[0], w=grid[1], m=merge, p=patch, q=patch
     )
+
+
+def merged(tokens: Float[Tensor, "B T P S"], channels: int, merge: int) -> Float[Tensor, "B N Z"]:
+    """Tokens of single frames, P a frame, to those of `merge` frames each: what `to_tokens` makes of the frames together."""
+    return rearrange(tokens, "b (t m) p (c r) -> b (t p) (c m r)", m=merge, c=channels)

@@ -52,22 +52,25 @@ class Normaliser(nn.Module):
 
 
 class VideoCodec:
-    """Frames to patch tokens through a frozen autoencoder. It owns no weights: it borrows the autoencoder."""
+    """Frames to patch tokens through a frozen autoencoder. It owns no weights: it borrows the autoencoder.
 
-    def __init__(self, autoencoder: Autoencoder):
-        self.autoencoder = autoencoder
-        side = autoencoder.config.image_size // 16
+    A token stands for `patch` x `patch` latents of `merge` frames.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, patch: int = 2, merge: int = 1):
+        self.autoencoder, self.patch, self.merge = autoencoder, patch, merge
+        side = autoencoder.config.image_size // (8 * patch)
         self.grid = (side, side)
-        self.size = autoencoder.config.latent * 4
+        self.size = autoencoder.config.latent * patch**2 * merge
 
     @torch.no_grad()
     def encode(self, frames: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B N S"]:
         latent = self.autoencoder.encode(rearrange(frames, "b t c h w -> (b t) c h w"))
-        return to_tokens(rearrange(latent, "(b t) c h w -> b t c h w", t=frames.shape[1]))
+        return to_tokens(rearrange(latent, "(b t) c h w -> b t c h w", t=frames.shape[1]), self.patch, self.merge)
 
     @torch.no_grad()
     def decode(self, tokens: Float[Tensor, "B N S"], frames: int) -> Float[Tensor, "B T 3 H W"]:
-        latent = from_tokens(tokens, frames, self.grid)
+        latent = from_tokens(tokens, frames, self.grid, self.patch, self.merge)
         image = self.autoencoder.decode(rearrange(latent, "b t c h w -> (b t) c h w"))
         return rearrange(image, "(b t) c h w -> b t c h w", t=frames)
 

@@ -26,7 +26,8 @@ class ModelConfig:
     """What the model sees and denoises.
 
     `past`: executed actions that may be shown; `horizon`: future actions; `video_frames`: future frames, in ticks;
-    `cameras`: names; `grid`: tokens per side of an observed image (one more holds its keypoints); `path` and
+    `cameras`: names; `grid`: tokens per side of an observed image (one more holds its keypoints); `patch` and `merge`: a
+    video token stands for patch x patch latents of merge frames (named by the first of them); `path` and
     `noise_shift`: see `uwm.noise.gaussian.path`; sizes in numbers.
     """
 
@@ -37,6 +38,8 @@ class ModelConfig:
     horizon: int = 24
     video_frames: tuple[int, ...] = (8, 16)
     grid: int = 4
+    patch: int = 2
+    merge: int = 1
     prediction: str = "velocity"
     path: str = "cosine"
     noise_shift: float = 1.0
@@ -46,6 +49,11 @@ class ModelConfig:
     def __post_init__(self):
         if self.horizon < 1 or self.past < 0:
             raise ValueError(f"horizon must be >= 1 and past >= 0, got {self.horizon} and {self.past}")
+        if self.autoencoder.image_size % (8 * self.patch) or len(self.video_frames) % self.merge:
+            raise ValueError(
+                f"image_size must be a multiple of 8 x patch and video_frames of merge, got {self.autoencoder.image_size} "
+                f"pixels, patch {self.patch}, {len(self.video_frames)} frames, merge {self.merge}"
+            )
 
     @property
     def layout(self) -> Layout:
@@ -53,8 +61,8 @@ class ModelConfig:
         action = Stream("action", "action", tuple(range(-self.past, self.horizon)), self.action_size)
         if not self.video_frames:
             return Layout((action,))
-        side, latent = self.autoencoder.image_size // 16, self.autoencoder.latent
-        video = [Stream(name, "video", self.video_frames, 4 * latent, (side, side)) for name in self.cameras]
+        side, size = self.autoencoder.image_size // (8 * self.patch), self.autoencoder.latent * self.patch**2 * self.merge
+        video = [Stream(name, "video", self.video_frames[:: self.merge], size, (side, side)) for name in self.cameras]
         return Layout((action, *video))
 
 
@@ -98,7 +106,7 @@ class UnifiedModel(nn.Module):
     @property
     def video(self) -> VideoCodec:
         """The codec of the video streams."""
-        return VideoCodec(self.autoencoder)
+        return VideoCodec(self.autoencoder, self.config.patch, self.config.merge)
 
     def encode(self, observation: Observation) -> Prefix:
         """Runs the observation through the backbone once; the result serves every call on this observation."""
