@@ -2,6 +2,11 @@
 
 import errno
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -81,6 +86,29 @@ def test_a_full_disk_ends_collecting_and_keeps_whole_episodes(tmp_path, monkeypa
     assert "the disk is full" in told
     with uwm_data.EpisodeStore.open(tmp_path / "toy.zarr") as kept:
         assert len(kept) == 2
+
+
+def test_ctrl_c_while_collecting_is_one_line_and_the_same_command_goes_on(tmp_path):
+    """In a terminal every process of the group gets the signal; only the parent may speak."""
+    out = tmp_path / "toy.zarr"
+    command = [sys.executable, "-m", "uwm.cli", "collect", "world=toy", f"out={out}", "episodes=100000", "workers=2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not _episodes(out):
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "nothing lost" in told and "Traceback" not in told
+    kept = _episodes(out)
+    assert kept > 0 and cli.main(["collect", "world=toy", f"out={out}", f"episodes={kept + 2}", "workers=1"]) == 0
+    assert _episodes(out) == kept + 2
+
+
+def _episodes(path):
+    if not (path / "zarr.json").exists():
+        return 0
+    with uwm_data.EpisodeStore.open(path) as store:
+        return len(store)
 
 
 # ------------------------------------------------------------------------------------------------------------------ train
@@ -198,3 +226,9 @@ def test_a_checkpoint_acts_without_its_training_run(trained):
     """`load_model` needs the folder alone: what a control node has."""
     model, card = build.load_model(trained / "model")
     assert card["step"] == 4 and model.config.cameras == ("agentview", "wrist") and not model.training
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "uwm-libero"])
+def test_every_model_config_explains_itself_without_a_store(size, tmp_path, capfd):
+    assert cli.main(["explain", "train", f"model={size}", f"data={tmp_path / 'none.zarr'}"]) == 0
+    assert "tokens; observed tokens are block 0" in capfd.readouterr().out

@@ -35,6 +35,7 @@ from uwm.robot import evaluate as evaluation
 from uwm.robot.collect import Episode
 from uwm.robot.collect import collect as run_collection
 from uwm.robot.policy import Policy, PolicyConfig
+from uwm.robot.processes import deaf_to_interrupts
 
 # ---------------------------------------------------------------------------------------------------------- what a run is
 
@@ -457,7 +458,8 @@ def roll_out(run: EvalRun) -> list[evaluation.Rollout]:
     workers = max(1, min(run.workers, len(seeds)))
     pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_enter_worker, initargs=(run,))
     try:
-        jobs = [pool.submit(_roll_one, seed, seed in keep) for seed in seeds]
+        with deaf_to_interrupts():
+            jobs = [pool.submit(_roll_one, seed, seed in keep) for seed in seeds]
         bar = tqdm(as_completed(jobs), total=len(jobs), desc=f"{run.policy.kind} rollouts", unit="rollout")
         for job in bar:
             result = job.result()
@@ -527,10 +529,20 @@ def explain(config: dict) -> int:
     from uwm.demo import DemoRun
     from uwm.explain import explain as explained
 
-    run = from_mapping(DemoRun, config, "config").train if "collect" in config else from_mapping(TrainRun, config, "config")
-    policy = from_mapping(DemoRun, config, "config").policy if "collect" in config else PolicyConfig()
+    if "collect" in config:
+        whole = from_mapping(DemoRun, config, "config")
+        run, policy = whole.train, whole.policy
+    else:
+        run = from_mapping(TrainRun, config, "config")
+        policy = _policy_over_the_horizon(run.model)
     print(explained(_model_config_without_store(run), run.train.objective, policy))
     return 0
+
+
+def _policy_over_the_horizon(size: SizeConfig) -> PolicyConfig:
+    """A policy for a config that names none: the largest chunk of at most three actions that divides the horizon."""
+    chunk = next(chunk for chunk in (3, 2, 1) if size.horizon % chunk == 0)
+    return PolicyConfig(chunk=chunk, chunks=size.horizon // chunk, past=size.past)
 
 
 def _model_config_without_store(run: TrainRun) -> ModelConfig:
@@ -539,7 +551,8 @@ def _model_config_without_store(run: TrainRun) -> ModelConfig:
         return Data(run).model_config()
     print(f"note: {run.data} does not exist yet; showing the sizes of the Panda worlds with two cameras\n", file=sys.stderr)
     size = to_mapping(run.model)
-    autoencoder = AutoencoderConfig(64, size.pop("latent_channels"), size.pop("latent"))
+    side = 64 if 64 % run.model.grid == 0 else 32 * run.model.grid
+    autoencoder = AutoencoderConfig(side, size.pop("latent_channels"), size.pop("latent"))
     panda = {"cameras": ["agentview", "wrist"], "proprio_size": 11, "action_size": 7}
     return replace(from_mapping(ModelConfig, {**size, **panda}, "model"), autoencoder=autoencoder)
 

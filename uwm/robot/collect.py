@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from uwm.robot.processes import deaf_to_interrupts
+
 
 @dataclass(frozen=True)
 class Episode:
@@ -47,8 +49,9 @@ def collect(make: Callable[[], tuple[Any, Any]], seeds: Sequence[int], workers: 
     results = context.Queue(maxsize=2 * workers)
     jobs = [list(seeds[start::workers]) for start in range(workers)]
     processes = [context.Process(target=_work, args=(make, job, results), daemon=True) for job in jobs if job]
-    for process in processes:
-        process.start()
+    with deaf_to_interrupts():
+        for process in processes:
+            process.start()
     waiting: dict[int, Episode] = {}
     try:
         for seed in seeds:
@@ -80,7 +83,5 @@ def _work(make: Callable[[], tuple[Any, Any]], seeds: list[int], results: Any) -
         for seed in seeds:
             results.put(record(env, expert, seed))
         env.close()
-    except KeyboardInterrupt:
-        return  # the parent was interrupted too and says so
     except Exception as error:  # noqa: BLE001 - carried to the parent, which raises it
         results.put(error)
