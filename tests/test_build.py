@@ -148,6 +148,14 @@ def test_other_settings_or_other_data_are_not_mixed_into_a_run(store, trained, t
     assert "was trained on other data" in told
 
 
+def test_a_store_without_cameras_trains_a_policy_and_refuses_video(tmp_path, capfd):
+    data = tmp_path / "blind.zarr"
+    assert cli.main(["collect", "world=toy", "world.cameras=[]", f"out={data}", "episodes=3", "workers=1"]) == 0
+    train = ["train", f"data={data}", f"out={tmp_path}", *TRAINING]
+    assert "has no cameras, so there is no video to learn" in refusal(capfd, *train)
+    assert cli.main([*train, "model.video_frames=[]", "patterns@train.objective.patterns=actions"]) == 0
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

@@ -237,6 +237,8 @@ class Data:
 
     def model_config(self) -> ModelConfig:
         size = self.run.model
+        if size.video_frames and not self.cameras:
+            raise ConfigError(f"{self.run.data} has no cameras, so there is no video to learn: set model.video_frames=[]")
         return ModelConfig(
             cameras=self.cameras,
             proprio_size=self.store.streams["proprio"].shape[0],
@@ -272,7 +274,9 @@ class ModelWindows:
         config = model.config
         offsets = {camera: [0] for camera in data.cameras} | {"proprio": [0]}
         ticks = range(-config.past, config.horizon)
-        self.windows = uwm_data.Windows(data.store, {**offsets, "action": ticks, "action_intended": ticks}, episodes)
+        # A store of somebody else's episodes knows only what was executed.
+        self.intended = "action_intended" if "action_intended" in data.store.streams else "action"
+        self.windows = uwm_data.Windows(data.store, {**offsets, "action": ticks, self.intended: ticks}, episodes)
         self.latents = LatentTable(model.video, data.frames(episodes), data.cameras) if config.video_frames else None
         self.model, self.data = model, data
 
@@ -291,7 +295,7 @@ class ModelWindows:
             present = {camera: torch.rand(len(indices), generator=generator) < keep for camera in cameras}
         action = model.normalise_action.normalise(values["action"])
         future = torch.arange(values["action"].shape[1]) >= model.config.past
-        intended = model.normalise_action.normalise(values["action_intended"])
+        intended = model.normalise_action.normalise(values[self.intended])
         tokens, valid = {"action": action}, [torch.from_numpy(read.valid["action"])]
         for camera in cameras if self.latents else ():
             tokens[camera], there = self._video(camera, indices, read.tick)
