@@ -11,7 +11,7 @@
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,12 @@ class SizeConfig:
     latent: int = 8
     latent_channels: int = 24
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+
+    def model(self, cameras: tuple[str, ...], proprio_size: int, action_size: int, image_size: int) -> ModelConfig:
+        """The whole config of a model in a world of these sizes."""
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        autoencoder = AutoencoderConfig(image_size, own.pop("latent_channels"), own.pop("latent"))
+        return ModelConfig(cameras, proprio_size, action_size, autoencoder=autoencoder, **own)
 
 
 @dataclass(frozen=True)
@@ -239,22 +245,8 @@ class Data:
         size = self.run.model
         if size.video_frames and not self.cameras:
             raise ConfigError(f"{self.run.data} has no cameras, so there is no video to learn: set model.video_frames=[]")
-        return ModelConfig(
-            cameras=self.cameras,
-            proprio_size=self.store.streams["proprio"].shape[0],
-            action_size=self.store.streams["action"].shape[0],
-            past=size.past,
-            horizon=size.horizon,
-            video_frames=size.video_frames,
-            grid=size.grid,
-            patch=size.patch,
-            merge=size.merge,
-            prediction=size.prediction,
-            path=size.path,
-            noise_shift=size.noise_shift,
-            backbone=size.backbone,
-            autoencoder=AutoencoderConfig(self.card["image_size"], size.latent_channels, size.latent),
-        )
+        streams = self.store.streams
+        return size.model(self.cameras, streams["proprio"].shape[0], streams["action"].shape[0], self.card["image_size"])
 
     def frames(self, episodes: list[int]) -> Iterator[dict[str, torch.Tensor]]:
         """All frames of each episode, per camera."""
@@ -554,11 +546,8 @@ def _model_config_without_store(run: TrainRun) -> ModelConfig:
     if Path(run.data).exists():
         return Data(run).model_config()
     print(f"note: {run.data} does not exist yet; showing the sizes of the Panda worlds with two cameras\n", file=sys.stderr)
-    size = to_mapping(run.model)
     side = 64 if 64 % run.model.grid == 0 else 32 * run.model.grid
-    autoencoder = AutoencoderConfig(side, size.pop("latent_channels"), size.pop("latent"))
-    panda = {"cameras": ["agentview", "wrist"], "proprio_size": 11, "action_size": 7}
-    return replace(from_mapping(ModelConfig, {**size, **panda}, "model"), autoencoder=autoencoder)
+    return run.model.model(("agentview", "wrist"), proprio_size=11, action_size=7, image_size=side)
 
 
 def bench(name: str, quick: bool = False, out: Path | None = None) -> int:

@@ -10,22 +10,20 @@ Work and latency do not depend on the weights, so these are random. The observat
 """
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from uwm import explain
 from uwm.bench.gates import Gate
 from uwm.bench.runner import Result
+from uwm.build import SizeConfig
 from uwm.cli import compose
 from uwm.core import roles
 from uwm.core.config import from_mapping
-from uwm.nn.autoencoder import AutoencoderConfig
-from uwm.nn.backbone import BackboneConfig
-from uwm.nn.model import ModelConfig, UnifiedModel
+from uwm.nn.model import UnifiedModel
 from uwm.nn.paper import PRESETS, PaperDenoiser
+from uwm.robot.evaluate import percentiles
 
 CLAIM = "Policy mode deletes its video tokens: the same answer from the same weights for a fraction of the FLOPs."
 WANTED = {"uwm-libero": 3.0, "uwm-droid": 7.0}  # times fewer FLOPs than with the video tokens kept
@@ -37,7 +35,9 @@ def run(quick: bool, out: Path | None) -> Result:
     """FLOPs by torch's counter; latency at batch 1, the three kinds in turn, so that a slow moment meets them all."""
     gates, figures = [], {}
     for preset, wanted in WANTED.items():
-        found = measure(preset, QUICK if quick else FULL)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            found = measure(preset, QUICK if quick else FULL)
         figures[preset] = found
         gates += judged(preset, found, wanted, enough=not quick)
     return Result(CLAIM, gates, (0,), figures)
@@ -58,12 +58,10 @@ def judged(preset: str, found: dict, wanted: float, enough: bool) -> list[Gate]:
 @torch.inference_mode()
 def measure(preset: str, repeats: int) -> dict:
     """FLOPs, latency and the difference between the answers with video tokens deleted and kept."""
-    paper, torch_state = PRESETS[preset], torch.random.get_rng_state()
-    torch.manual_seed(0)
+    paper = PRESETS[preset]
     model, theirs = ours(preset), PaperDenoiser(paper).eval()
     for parameter in model.write.parameters():
         parameter.normal_(std=0.02)  # at the start of training these are zero, and all answers equal
-    torch.random.set_rng_state(torch_state)
     layout, actions = model.layout, model.layout.select(("action",))
     noise, features = torch.randn(1, layout.tokens, layout.size), torch.randn(1, paper.condition - paper.level_size)
     given = torch.randn(1, theirs.layout.tokens, theirs.layout.size)
@@ -89,11 +87,8 @@ def measure(preset: str, repeats: int) -> dict:
 
 def ours(preset: str) -> UnifiedModel:
     """Our model at the paper's trunk, from the config of that name; the sizes of its world are those of the paper."""
-    size, paper = compose("train", [f"model={preset}"])["model"], PRESETS[preset]
-    autoencoder = AutoencoderConfig(224, size.pop("latent_channels"), size.pop("latent"))
-    backbone = from_mapping(BackboneConfig, size.pop("backbone"), "backbone")
-    world = {"cameras": list(paper.views), "proprio_size": 8, "action_size": paper.action_size}
-    return UnifiedModel(replace(from_mapping(ModelConfig, {**size, **world}, "model"), backbone=backbone, autoencoder=autoencoder)).eval()
+    size, paper = from_mapping(SizeConfig, compose("train", [f"model={preset}"])["model"], preset), PRESETS[preset]
+    return UnifiedModel(size.model(paper.views, proprio_size=8, action_size=paper.action_size, image_size=224)).eval()
 
 
 def _count(model: torch.nn.Module) -> int:
@@ -108,4 +103,4 @@ def _timed(calls: dict, repeats: int) -> dict[str, dict[str, float]]:
             call()
             if index >= 2:  # the first two are warm-up
                 times[kind].append(1e3 * (time.perf_counter() - began))
-    return {kind: {f"p{q}": float(np.percentile(each, q)) for q in (50, 95, 99)} for kind, each in times.items()}
+    return {kind: percentiles(each) for kind, each in times.items()}

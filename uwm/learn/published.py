@@ -28,7 +28,7 @@ from uwm.nn.paper import PRESETS, PaperConfig, PaperModel
 
 FORMAT = "uwm-published-1"
 PREFIXES = {"noise_pred_net.": "denoiser.", "obs_encoder.img_encoder.model.": "see.model."}
-VAE, LANGUAGE = "obs_encoder.vae.vae.", "obs_encoder.text_encoder."
+VAE = "obs_encoder.vae.vae."
 ARRAYS = ("numpy.dtype", "numpy.ndarray", "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
           "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # fmt: skip
 

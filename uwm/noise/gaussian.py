@@ -20,7 +20,6 @@ class GaussianPath(Protocol):
     """The two coefficients of a path and their derivatives by level."""
 
     name: str
-    shift: float
 
     def alpha(self, level: Tensor) -> Tensor: ...
     def sigma(self, level: Tensor) -> Tensor: ...

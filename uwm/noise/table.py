@@ -24,17 +24,13 @@ LARGEST_BETA = 0.999
 class SquaredCosineTable:
     """alpha = sqrt(prod(1 - beta)) with beta from cos^2 (Nichol & Dhariwal 2021, eq. 17), `entries` steps."""
 
-    name, shift = "squared_cosine_table", 1.0
+    name = "squared_cosine_table"
 
     def __init__(self, entries: int = 100):
         share = [math.cos((step / entries + OFFSET) / (1 + OFFSET) * math.pi / 2) ** 2 for step in range(entries + 1)]
         kept = torch.tensor([1 - min(1 - share[i + 1] / share[i], LARGEST_BETA) for i in range(entries)], dtype=torch.float64)
         # Entry 0 is the clean end, so that label + 1 is the place.
         self.signal = torch.cat([torch.ones(1, dtype=torch.float64), kept.cumprod(0)])
-
-    def label(self, level: Tensor) -> Tensor:
-        """The paper's integer step of a level; -1 is clean."""
-        return to_index(level, len(self.signal) - 1)
 
     def alpha(self, level: Tensor) -> Tensor:
         return self._share(level).sqrt().to(level.dtype)
@@ -43,7 +39,7 @@ class SquaredCosineTable:
         return (1 - self._share(level)).sqrt().to(level.dtype)
 
     def _share(self, level: Tensor) -> Tensor:
-        return self.signal.to(level.device)[self.label(level) + 1]
+        return self.signal.to(level.device)[to_index(level, len(self.signal) - 1) + 1]
 
     def alpha_slope(self, level: Tensor) -> Tensor:
         raise NotImplementedError("a table has no slope: use ddim, or one of uwm.noise.gaussian's paths")

@@ -90,4 +90,9 @@ def latency(act: Callable[[], int], repeats: int, warm: int = 3) -> dict[str, fl
         began = time.perf_counter()
         count = act()
         times.append(1e3 * (time.perf_counter() - began) / count)
+    return percentiles(times)
+
+
+def percentiles(times: Sequence[float]) -> dict[str, float]:
+    """p50, p95 and p99 of some times, in their unit."""
     return {f"p{q}": float(np.percentile(times, q)) for q in (50, 95, 99)}
