@@ -1,7 +1,7 @@
 """Episodes on disk: a crash-safe zarr v3 store, windows over it, statistics and checks. Knows no model and no simulator."""
 
 from uwm_data.check import Finding, Report, check, main_check, repair
-from uwm_data.errors import StoreError
+from uwm_data.errors import FormatError, StoreError
 from uwm_data.order import shuffled, split_episodes
 from uwm_data.statistics import statistics
 from uwm_data.store import EpisodeStore
@@ -11,6 +11,7 @@ from uwm_data.windows import WindowBatch, Windows, clamp_frames
 __all__ = [
     "EpisodeStore",
     "Finding",
+    "FormatError",
     "Report",
     "StoreError",
     "StreamSpec",

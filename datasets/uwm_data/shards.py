@@ -120,6 +120,8 @@ class Shards:
 
     def encode(self, start: int, values: np.ndarray, sizes: Mapping[int, int]) -> list[Piece]:
         """What has to be added to which shard so that frames `values` (n, *shape) stand at rows `start`, `start`+1, ..."""
+        if not len(values):
+            return []
         per_chunk = self.frames_per_chunk
         head = start % per_chunk
         if head:

@@ -6,13 +6,17 @@ Legend: `T` ticks (actions) of an episode, `r` rate of a stream in Hz, `r_a` rat
     action       a0    a1    a2  ...   a(T-1)          T frames
     observation  o0    o1    o2  ...   o(T-1)   oT     T + 1 frames: o_k is seen before a_k, oT after the last action
     at r = r_a/2 o0          o1  ...                   floor(T r / r_a) + 1 frames
+
+Other people's files often end before oT: a stream with `closing=False` has the T frames o0 ... o(T-1) only (at r = r_a; the
+frames before the end of the last tick at other rates). A stream with `optional=True` may be missing in an episode, which
+then has 0 frames of it: a camera that was off, or the actions of a plain video.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -29,6 +33,8 @@ class StreamSpec:
     """One stream of an episode: `shape` and `dtype` of a frame, its own `rate_hz`, and what it means.
 
     `kind` is one of video (uint8 H, W, C), state, action, label. `units` and `names` are free text per dimension.
+    `closing` says that one more frame follows the last action (see the drawing above; actions never have it);
+    `optional` that episodes may lack the stream.
     Raises StoreError on anything that could not be stored.
     """
 
@@ -38,6 +44,8 @@ class StreamSpec:
     kind: str
     units: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    closing: bool = True
+    optional: bool = False
 
     def __post_init__(self):
         # A bare string would become a tuple of its letters.
@@ -47,6 +55,8 @@ class StreamSpec:
         object.__setattr__(self, "rate_hz", float(self.rate_hz))
         object.__setattr__(self, "units", as_tuple(self.units))
         object.__setattr__(self, "names", as_tuple(self.names))
+        object.__setattr__(self, "closing", bool(self.closing))
+        object.__setattr__(self, "optional", bool(self.optional))
         self._refuse_nonsense()
 
     def _refuse_nonsense(self) -> None:
@@ -67,8 +77,23 @@ class StreamSpec:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def to_json(self) -> dict:
-        """A JSON-able copy; `StreamSpec(**copy)` gives the spec back."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """A JSON-able copy; `StreamSpec(**copy)` gives the spec back.
+
+        `closing` and `optional` are told only where they differ from the usual, so that older stores keep their checksum.
+        """
+        told = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {key: value for key, value in told.items() if (key, value) not in (("closing", True), ("optional", False))}
+
+    def frames(self, ticks: int, rate_hz: float) -> int:
+        """Frames in an episode of `ticks` ticks at `rate_hz`."""
+        span = ticks * self.rate_hz / rate_hz
+        if self.kind == "action":
+            return round(span)
+        return math.floor(span + _RATE_SLACK) + 1 if self.closing else math.ceil(span - _RATE_SLACK)
+
+    def ticks(self, frames: int) -> int:
+        """Ticks of the stream's own rate in an episode that has `frames` frames of it."""
+        return frames - 1 if self.closing and self.kind != "action" else frames
 
 
 def _storable(dtype: str) -> str:
@@ -90,21 +115,16 @@ def check_names(streams: Mapping[str, StreamSpec]) -> None:
             raise StoreError(f"stream name {name!r}: use letters, digits and underscores, a letter first")
 
 
-def reference_stream(streams: Mapping[str, StreamSpec]) -> str:
-    """The stream that counts the ticks: the first action stream, else the first stream."""
-    return next((name for name, spec in streams.items() if spec.kind == "action"), next(iter(streams)))
+def reference_stream(streams: Mapping[str, StreamSpec], present: Container[str] | None = None) -> str:
+    """The stream that counts the ticks: the first action stream, else the first stream; of those `present`, if told."""
+    names = [name for name in streams if present is None or name in present]
+    return next((name for name in names if streams[name].kind == "action"), names[0])
 
 
-def expected_lengths(streams: Mapping[str, StreamSpec], reference_frames: int) -> dict[str, int]:
+def expected_lengths(streams: Mapping[str, StreamSpec], reference_frames: int, reference: str | None = None) -> dict[str, int]:
     """Frames that each stream must have, given the frames of the reference stream (see the drawing above)."""
-    reference = streams[reference_stream(streams)]
-    ticks = reference_frames if reference.kind == "action" else reference_frames - 1
-    lengths = {}
-    for name, spec in streams.items():
-        frames = ticks * spec.rate_hz / reference.rate_hz
-        is_action = spec.kind == "action"
-        lengths[name] = round(frames) if is_action else math.floor(frames + _RATE_SLACK) + 1
-    return lengths
+    spec = streams[reference or reference_stream(streams)]
+    return {name: other.frames(spec.ticks(reference_frames), spec.rate_hz) for name, other in streams.items()}
 
 
 def check_episode(streams: Mapping[str, StreamSpec], data: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -137,16 +157,19 @@ def _check_frames(name: str, spec: StreamSpec, values: np.ndarray) -> np.ndarray
 
 
 def _check_lengths(streams: Mapping[str, StreamSpec], arrays: Mapping[str, np.ndarray]) -> None:
-    reference = reference_stream(streams)
+    present = [name for name, values in arrays.items() if len(values) or not streams[name].optional]
+    if not present:
+        raise StoreError("the episode is empty: every stream is optional and none has a frame")
+    reference = reference_stream(streams, present)
     counted = len(arrays[reference])
     if not counted:
         raise StoreError(f"the episode is empty: stream {reference!r} has 0 frames")
-    expected = expected_lengths(streams, counted)
-    for name, values in arrays.items():
-        if len(values) != expected[name]:
+    expected = expected_lengths(streams, counted, reference)
+    for name in present:
+        if len(arrays[name]) != expected[name]:
             spec = streams[name]
             raise StoreError(
-                f"stream {name!r} has {len(values)} frames, expected {expected[name]}: stream {reference!r} has "
+                f"stream {name!r} has {len(arrays[name])} frames, expected {expected[name]}: stream {reference!r} has "
                 f"{counted} at {streams[reference].rate_hz:g} Hz, this one is {spec.kind} at {spec.rate_hz:g} Hz, and an "
-                "episode of T ticks has T actions and T + 1 observations at equal rates"
+                f"episode of T ticks has T actions and {'T + 1' if spec.closing else 'T'} observations at equal rates"
             )

@@ -8,6 +8,9 @@ seen it yet). Frames before the start or after the end repeat the edge frame and
     frame      -1  0  1  2  3  4                        frame (ticks 0 2 4)   0  1  2      3 / 2 -> frame 1
     read        0  0  1  2  3  3                        read                  0  1  2
     valid       .  x  x  x  x  .                        valid                 x  x  x
+
+A stream that an episode lacks reads as zeros, none of them valid. An episode that lacks the anchor has as many windows as
+its other streams have ticks.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import numpy as np
 
 from uwm_data.errors import StoreError
 from uwm_data.store import EpisodeStore
+from uwm_data.streams import reference_stream
 
 _RATE_SLACK = 1e-6  # of one frame, so that 3 ticks of 1/30 s are 3 frames and not 2
 
@@ -61,11 +65,10 @@ class Windows:
         for name in (anchor, *self.offsets):
             if name not in store.streams:
                 raise StoreError(f"{store.path} has no stream {name!r}; it has {list(store.streams)}")
-        # The anchor may itself not be read, but its lengths make the ticks.
-        spans = {name: self._spans(name) for name in {anchor, *self.offsets}}
+        spans = {name: self._spans(name) for name in self.offsets}
         self._starts = {name: starts for name, (starts, _) in spans.items()}
         self._lengths = {name: lengths for name, (_, lengths) in spans.items()}
-        self._first_window = np.concatenate([[0], np.cumsum(self._lengths[anchor])])
+        self._first_window = np.concatenate([[0], np.cumsum(self._ticks())]).astype(np.int64)
         self.cached = _streams_that_fit(self, cache_bytes)
         self._cache: dict[str, np.ndarray] = {}
 
@@ -86,14 +89,24 @@ class Windows:
         values, valid = {}, {}
         for name, offsets in self.offsets.items():
             frames = self._frame_at(name, tick)[:, None] + offsets
-            frames, valid[name] = clamp_frames(frames, self._lengths[name][place][:, None])
-            values[name] = self._read(name, place, frames)
+            lengths = self._lengths[name][place]
+            frames, valid[name] = clamp_frames(frames, np.maximum(lengths, 1)[:, None])
+            values[name] = self._read_present(name, place, frames, valid[name], lengths > 0)
         return WindowBatch(values, valid, self.episodes[place], tick)
 
     def _frame_at(self, stream: str, tick: np.ndarray) -> np.ndarray:
         """Newest frame of a stream at the time of a tick, counted from the start of the episode."""
         ratio = self.store.streams[stream].rate_hz / self.store.streams[self.anchor].rate_hz
         return np.floor(tick * ratio + _RATE_SLACK).astype(np.int64)
+
+    def _read_present(self, stream: str, place: np.ndarray, frames: np.ndarray, valid: np.ndarray, there: np.ndarray) -> np.ndarray:
+        if there.all():
+            return self._read(stream, place, frames)
+        valid[~there] = False
+        spec = self.store.streams[stream]
+        values = np.zeros((*frames.shape, *spec.shape), spec.dtype)
+        values[there] = self._read(stream, place[there], frames[there])
+        return values
 
     def _read(self, stream: str, place: np.ndarray, frames: np.ndarray) -> np.ndarray:
         if stream in self.cached:
@@ -114,6 +127,18 @@ class Windows:
 
     def _kept_starts(self, stream: str) -> np.ndarray:
         return np.cumsum(self._lengths[stream]) - self._lengths[stream]
+
+    def _ticks(self) -> np.ndarray:
+        """Windows of each episode: the anchor's frames or, where it is missing, ticks counted by another stream."""
+        streams, counts = self.store.streams, np.empty(len(self.episodes), np.int64)
+        for place, index in enumerate(self.episodes):
+            spans = self.store.episode(int(index)).spans
+            counts[place] = len(spans[self.anchor])
+            if not counts[place]:
+                name = reference_stream(streams, [name for name, span in spans.items() if len(span)])
+                ticks = streams[name].ticks(len(spans[name]))
+                counts[place] = streams[self.anchor].frames(ticks, streams[name].rate_hz)
+        return counts
 
     def _spans(self, stream: str) -> tuple[np.ndarray, np.ndarray]:
         spans = [self.store.span(int(index), stream) for index in self.episodes]
