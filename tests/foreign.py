@@ -101,7 +101,7 @@ def survives(action, seconds: int = 20, extra_bytes: int = 1 << 30) -> str:
                 code = 0
             except StoreError:
                 code = 2
-            except BaseException:
+            except BaseException:  # noqa: BLE001 - whatever it is, the parent shows it
                 os.write(writing, traceback.format_exc()[-4000:].encode())
         finally:
             os._exit(code)
