@@ -170,6 +170,7 @@ def test_the_card_can_be_written_as_json_and_names_what_a_checkpoint_must_match(
     assert card["image_orientation"] == "upright"
     assert card["render_profile"] == "fast"
     assert len(card["action"]["names"]) == len(card["action"]["units"]) == 7
+    assert [card["action"][key] for key in ("mode", "frame", "gripper")] == ["delta", "robot base", "-1 opens, +1 closes"]
     assert len(card["proprio"]["names"]) == len(card["proprio"]["units"]) == 11
     assert card["versions"]["robosuite"] == "1.5.2"
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
-from uwm_data import durable, layout
+from uwm_data import cards, durable, layout
 from uwm_data.errors import StoreError
 from uwm_data.journal import JOURNAL, canonical
 from uwm_data.lock import WriterLock
@@ -65,16 +65,10 @@ def move_into_place(partial: Path, path: Path) -> None:
 
 
 def full_card(streams: Mapping[str, StreamSpec], card: Mapping) -> dict:
-    """The given card, completed with cameras, rates, units, code version and time."""
+    """The given card, completed with everything that a store must tell, code version and time."""
     try:
         version = metadata.version("uwm")
     except metadata.PackageNotFoundError:
         version = "not installed"
-    filled = {
-        "cameras": [name for name, spec in streams.items() if spec.kind == "video"],
-        "rates_hz": {name: spec.rate_hz for name, spec in streams.items()},
-        "units": {name: list(spec.units) for name, spec in streams.items()},
-        "code_version": version,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-    return json.loads(canonical({**filled, **card}))
+    made = {"code_version": version, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    return json.loads(canonical(cards.complete({**made, **card}, streams)))
