@@ -8,6 +8,7 @@
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,31 +19,76 @@ from uwm.core.shapes import Float
 from uwm.nn.autoencoder import Autoencoder, from_tokens, to_tokens
 
 
+NORMALISERS = ("mean-std", "min-max", "quantile")
+SMALLEST = 1e-12  # a spread below this is nothing in any unit; dividing by it would leave float32
+COLLAPSED = 1e-3  # of the whole range: quantiles this close tell nothing of a dimension that does change
+
+
+@dataclass(frozen=True)
+class NormaliseConfig:
+    """Which normaliser each stream gets: mean-std, min-max or quantile (see `Normaliser`)."""
+
+    action: str = "mean-std"
+    proprio: str = "mean-std"
+
+    def __post_init__(self):
+        for stream in ("action", "proprio"):
+            if getattr(self, stream) not in NORMALISERS:
+                raise ValueError(f"normaliser of {stream} must be one of {NORMALISERS}, got {getattr(self, stream)!r}")
+
+
 class Normaliser(nn.Module):
-    """Per-dimension shift and scale to mean 0 and spread 1.
+    """Per-dimension shift and scale; `restore` is the inverse everywhere, since nothing is clipped.
+
+    | kind | becomes |
+    |---|---|
+    | mean-std | mean 0 and spread 1 |
+    | min-max | -1 and 1 at the smallest and the largest value |
+    | quantile | -1 and 1 at the quantiles q01 and q99; where these two (nearly) coincide, as min-max |
 
     A dimension that never changes in the training data is shifted only: it normalises to 0 and comes back as its
     constant. A dimension that hardly changes is divided by at least `floor` times the largest spread, so that its noise
     is not blown up to the size of the others.
     """
 
-    def __init__(self, size: int, floor: float = 0.05):
+    def __init__(self, size: int, floor: float = 0.05, kind: str = "mean-std"):
         super().__init__()
-        self.floor = floor
+        self.floor, self.kind = floor, kind
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
 
+    @property
+    def size(self) -> int:
+        """Dimensions."""
+        return len(self.mean)
+
     @torch.no_grad()
     def fit(self, statistics: Mapping[str, Any]) -> None:
-        """Takes `mean`, `std` and `constant` per dimension, as `uwm_data.statistics` gives them."""
-        mean, std = torch.tensor(statistics["mean"]), torch.tensor(statistics["std"])
+        """Takes what the kind needs of the statistics per dimension, as `uwm_data.statistics` gives them."""
+        centre, spread = self._centre_and_spread({key: torch.tensor(statistics[key]) for key in self._needed})
         constant = torch.tensor(statistics["constant"], dtype=torch.bool)
-        if mean.shape != self.mean.shape:
-            raise ValueError(f"statistics have {len(mean)} dimensions, the stream has {len(self.mean)}")
-        spread = torch.where(constant, 0.0, std)
+        if centre.shape != self.mean.shape:
+            raise ValueError(f"statistics have {len(centre)} dimensions, the stream has {len(self.mean)}")
+        if not bool(torch.isfinite(centre).all() and torch.isfinite(spread).all()):
+            raise ValueError("the data has values beyond the range of float32; leave those episodes out")
+        spread = torch.where(constant, 0.0, spread)
         scale = spread.clamp(min=self.floor * float(spread.max()))
-        self.mean.copy_(mean)
-        self.scale.copy_(torch.where(constant | (scale <= 0), 1.0, scale))
+        self.mean.copy_(centre)
+        self.scale.copy_(torch.where(constant | (scale <= SMALLEST), 1.0, scale))
+
+    @property
+    def _needed(self) -> tuple[str, ...]:
+        return {"mean-std": ("mean", "std"), "min-max": ("min", "max"), "quantile": ("min", "max", "q01", "q99")}[self.kind]
+
+    def _centre_and_spread(self, told: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        if self.kind == "mean-std":
+            return told["mean"], told["std"]
+        low, high = told["min"], told["max"]
+        if self.kind == "quantile":
+            # A gripper that moves in fewer than one frame of a hundred: q01 = q99, and 1 / (q99 - q01) explodes.
+            collapsed = told["q99"] - told["q01"] <= COLLAPSED * (high - low)
+            low, high = torch.where(collapsed, low, told["q01"]), torch.where(collapsed, high, told["q99"])
+        return low / 2 + high / 2, high / 2 - low / 2
 
     def normalise(self, value: Float[Tensor, "*B P"]) -> Float[Tensor, "*B P"]:
         return (value - self.mean) / self.scale
