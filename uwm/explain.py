@@ -128,7 +128,7 @@ def example_observation(model: UnifiedModel) -> Observation:
     """A black observation of one sample, in the sizes that the model expects."""
     config = model.config
     side = config.autoencoder.image_size
-    return Observation({name: torch.zeros(1, 3, side, side) for name in config.cameras}, torch.zeros(1, config.proprio_size))
+    return Observation({name: torch.zeros(1, 3, side, side) for name in config.cameras}, torch.zeros(1, model.normalise_proprio.size))
 
 
 def policy_layout(model: UnifiedModel, policy: PolicyConfig) -> Layout:

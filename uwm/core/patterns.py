@@ -13,14 +13,14 @@ absent / constant      (not there)                ######## ########    video pre
 Levels are continuous; the papers' tables of N entries are the special case of N equal steps.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor
 
 from uwm.core import roles
-from uwm.core.shapes import Float, Int
+from uwm.core.shapes import Bool, Float, Int
 from uwm.core.streams import Layout
 
 # A rule fills the levels of one modality: (frames (n,), batch, chunk, generator) -> (B, n).
@@ -144,12 +144,30 @@ def _show_past(layout: Layout, level: Tensor, role: Tensor, generator: Generator
     role[:, past] = torch.where(-layout.frame[past][None] <= shown, roles.GIVEN, roles.ABSENT).to(role.dtype)
 
 
-def draw_mixture(patterns: tuple[Pattern, ...], layout: Layout, batch: int, generator: Generator) -> Draw:
-    """Draws one pattern per sample by weight, then levels and roles under it."""
+def teaches(pattern: Pattern, kinds: Iterable[str]) -> bool:
+    """Whether anything is denoised under a pattern where only these kinds of streams are there."""
+    return any(getattr(pattern, kind) not in ROLE_OF_RULE for kind in kinds)
+
+
+def draw_mixture(
+    patterns: tuple[Pattern, ...],
+    layout: Layout,
+    batch: int,
+    generator: Generator,
+    has: Mapping[str, Bool[Tensor, " B"]] | None = None,
+) -> Draw:
+    """Draws one pattern per sample by weight, then levels and roles under it.
+
+    `has` says which samples have a kind of stream at all (a kind that is left out is everywhere): a sample without
+    actions draws only among the patterns that have something to teach without them, in proportion to their weights.
+    """
     if not patterns or sum(pattern.weight for pattern in patterns) <= 0:
         raise ValueError("a mixture needs at least one pattern with a positive weight")
     weights = torch.tensor([pattern.weight for pattern in patterns])
-    choice = torch.multinomial(weights, batch, replacement=True, generator=generator)
+    if has and not all(bool(there.all()) for there in has.values()):
+        choice = torch.multinomial(_usable(patterns, weights, layout, batch, has), 1, generator=generator)[:, 0]
+    else:
+        choice = torch.multinomial(weights, batch, replacement=True, generator=generator)
     level, role = torch.empty(batch, layout.tokens), roles.full(batch, layout.tokens)
     for index, pattern in enumerate(patterns):
         chosen = (choice == index).nonzero().flatten()
@@ -157,6 +175,17 @@ def draw_mixture(patterns: tuple[Pattern, ...], layout: Layout, batch: int, gene
             drawn = draw(pattern, layout, len(chosen), generator)
             level[chosen], role[chosen] = drawn.level, drawn.role
     return Draw(level, role, choice)
+
+
+def _usable(patterns: tuple[Pattern, ...], weights: Tensor, layout: Layout, batch: int, has: Mapping[str, Tensor]) -> Float[Tensor, "B P"]:
+    """Weights of the patterns per sample; a sample that no pattern can teach keeps them all, and teaches nothing."""
+    useful = torch.zeros(batch, len(patterns), dtype=torch.bool)
+    for index, pattern in enumerate(patterns):
+        for kind in layout.kinds:
+            if teaches(pattern, (kind,)):
+                useful[:, index] |= has.get(kind, torch.ones(batch, dtype=torch.bool))
+    own = torch.where(useful, weights, 0.0)
+    return torch.where(own.sum(dim=1, keepdim=True) > 0, own, weights)
 
 
 def shares(patterns: tuple[Pattern, ...]) -> Mapping[str, float]:

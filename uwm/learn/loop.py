@@ -88,4 +88,4 @@ def _step(model: UnifiedModel, state: TrainState, batch: Batch, config: TrainCon
     norm = clip_gradients(model, config.optim.clip)
     state.optimiser.step(rate)
     state.average.update(model, state.step)
-    return {"loss": float(total.detach()), **figures, "rate": rate, "gradient_norm": float(norm)}
+    return {"loss": float(total.detach()), **figures, **batch.drawn, "rate": rate, "gradient_norm": float(norm)}

@@ -33,12 +33,18 @@ class Batch:
 
     `clean` holds the actions that were executed, which is what dynamics are about. `intended` (B, n, A), if there is one,
     holds the action tokens to imitate: a noisy demonstrator's own wish, without the noise that it had to correct.
+
+    Samples of a mixture may differ: `dims` (B, A) says which numbers of an action token a sample has (None: all), `has`
+    {kind: (B,)} which samples have a kind of stream at all, `drawn` the shares of this batch, for the log.
     """
 
     observation: Observation
     clean: Float[Tensor, "B N S"]
     valid: Bool[Tensor, "B N"]
     intended: Float[Tensor, "B n A"] | None = None
+    dims: Bool[Tensor, "B A"] | None = None
+    has: dict[str, Tensor] = field(default_factory=dict)
+    drawn: dict[str, float] = field(default_factory=dict)
 
 
 def loss(
@@ -46,8 +52,9 @@ def loss(
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
     """The scalar to minimise and the mean squared error per stream."""
     count = len(batch.clean)
-    drawn = draw_mixture(config.patterns, model.layout, count * config.draws, generator)
     window = torch.arange(count).repeat_interleave(config.draws)
+    has = {kind: there[window] for kind, there in batch.has.items()}
+    drawn = draw_mixture(config.patterns, model.layout, count * config.draws, generator, has)
     role = torch.where(batch.valid[window], drawn.role, roles.ABSENT)
     noise = torch.randn(len(window), *batch.clean.shape[1:], generator=generator)
     prefix = model.encode(batch.observation)
@@ -60,7 +67,8 @@ def loss(
             source = batch.intended
         clean = source[window[chosen]]
         group_noise = noise[chosen][:, columns, : layout.size]
-        for name, pair in _errors(model, layout, part, clean, group_noise, prefix.at(window[chosen])).items():
+        dims = None if batch.dims is None else batch.dims[window[chosen]]
+        for name, pair in _errors(model, layout, part, clean, group_noise, prefix.at(window[chosen]), dims).items():
             sums.setdefault(name, []).append(pair)
     means = {
         name: torch.stack([total for total, _ in pairs]).sum() / max(sum(count for _, count in pairs), 1)
@@ -79,19 +87,39 @@ def _groups(layout: Layout, role: Tensor) -> list[tuple[Layout, Tensor]]:
     return [(streams, chosen) for streams, chosen in groups if len(chosen)]
 
 
-def _errors(model, layout: Layout, drawn: Draw, clean: Tensor, noise: Tensor, prefix) -> dict[str, tuple[Tensor, int]]:
+def _errors(
+    model, layout: Layout, drawn: Draw, clean: Tensor, noise: Tensor, prefix, dims: Tensor | None
+) -> dict[str, tuple[Tensor, int]]:
     """Per stream: the sum over active tokens of the mean squared error, and how many there were."""
     path = gaussian.path(model.config.path, model.config.noise_shift)
     # Before any arithmetic: an absent token may hold anything, and NaN times a zero gradient is NaN.
     clean = torch.where(roles.seen(drawn.role)[..., None], clean, 0.0)
+    if dims is not None:
+        clean = _without_foreign(layout, clean, dims)
     x = gaussian.corrupt(path, clean, noise, drawn.level)
-    predicted = model(x, drawn.level, drawn.role, layout, prefix)
+    predicted = model(x, drawn.level, drawn.role, layout, prefix, dims)
     wanted = gaussian.target(path, model.config.prediction, clean, noise, drawn.level)
     active = drawn.role == roles.ACTIVE
     errors = {}
     for stream in layout.streams:
         span = layout.span(stream.name)
-        error = (predicted - wanted)[:, span, : stream.size].float().square().mean(dim=-1)
+        error = _mean((predicted - wanted)[:, span, : stream.size].float().square(), dims if stream.kind == "action" else None)
         there = active[:, span]
         errors[stream.name] = (torch.where(there, error, 0.0).sum(), int(there.sum()))
     return errors
+
+
+def _without_foreign(layout: Layout, clean: Tensor, dims: Tensor) -> Tensor:
+    """Action tokens with zeros in the dimensions that a sample's robot does not have, whatever stood there."""
+    clean = clean.clone()
+    for name in layout.of_kind("action"):
+        own = clean[:, layout.span(name), : dims.shape[1]]
+        clean[:, layout.span(name), : dims.shape[1]] = torch.where(dims[:, None], own, 0.0)
+    return clean
+
+
+def _mean(squares: Float[Tensor, "B n S"], dims: Bool[Tensor, "B S"] | None) -> Float[Tensor, "B n"]:
+    """The mean of a token's squared errors over the dimensions that its sample has."""
+    if dims is None:
+        return squares.mean(dim=-1)
+    return torch.where(dims[:, None], squares, 0.0).sum(dim=-1) / dims.sum(dim=-1, keepdim=True).clamp(min=1)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from uwm.core.shapes import Float
 from uwm.nn.autoencoder import Autoencoder, from_tokens, to_tokens
 
-
 NORMALISERS = ("mean-std", "min-max", "quantile")
 SMALLEST = 1e-12  # a spread below this is nothing in any unit; dividing by it would leave float32
 COLLAPSED = 1e-3  # of the whole range: quantiles this close tell nothing of a dimension that does change
@@ -95,6 +94,16 @@ class Normaliser(nn.Module):
 
     def restore(self, value: Float[Tensor, "*B P"]) -> Float[Tensor, "*B P"]:
         return value * self.scale + self.mean
+
+
+class Embodiment(nn.Module):
+    """The normalisers of one dataset's robot, each of its own size."""
+
+    def __init__(self, action_size: int, proprio_size: int, kinds: NormaliseConfig):
+        super().__init__()
+        self.action = Normaliser(action_size, kind=kinds.action)
+        # Metres of a finger stand beside entries of a rotation: a high floor would hide the gripper.
+        self.proprio = Normaliser(proprio_size, floor=0.01, kind=kinds.proprio)
 
 
 class VideoCodec:

@@ -7,18 +7,29 @@ actions, future video --in--> tokens (block 1, their levels) ------> backbone --
 ```
 """
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from uwm.core import roles
-from uwm.core.shapes import Float, Int
+from uwm.core.shapes import Bool, Float, Int
 from uwm.core.streams import Layout, Stream
 from uwm.nn.autoencoder import Autoencoder, AutoencoderConfig
 from uwm.nn.backbone import Backbone, BackboneConfig, Prefix
-from uwm.nn.codecs import Normaliser, VideoCodec
+from uwm.nn.codecs import Embodiment, NormaliseConfig, VideoCodec
 from uwm.nn.encoders import ImageEncoder, StateEncoder
+
+
+@dataclass(frozen=True)
+class Member:
+    """One dataset of a mixture: its name and the sizes of its own action and proprioception (0: it has none)."""
+
+    name: str
+    action_size: int
+    proprio_size: int
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,8 @@ class ModelConfig:
     `past`: executed actions that may be shown; `horizon`: future actions; `video_frames`: future frames, in ticks;
     `cameras`: names; `grid`: tokens per side of an observed image (one more holds its keypoints); `patch` and `merge`: a
     video token stands for patch x patch latents of merge frames (named by the first of them); `path` and
-    `noise_shift`: see `uwm.noise.gaussian.path`; sizes in numbers.
+    `noise_shift`: see `uwm.noise.gaussian.path`; sizes in numbers; `normalise`: how each stream is normalised; `members`:
+    the datasets of a mixture, whose actions and proprioception fill the first of `action_size` and `proprio_size` places.
     """
 
     cameras: tuple[str, ...]
@@ -45,6 +57,8 @@ class ModelConfig:
     noise_shift: float = 1.0
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
+    members: tuple[Member, ...] = ()
 
     def __post_init__(self):
         if self.horizon < 1 or self.past < 0:
@@ -54,6 +68,19 @@ class ModelConfig:
                 f"image_size must be a multiple of 8 x patch and video_frames of merge, got {self.autoencoder.image_size} "
                 f"pixels, patch {self.patch}, {len(self.video_frames)} frames, merge {self.merge}"
             )
+
+    @property
+    def acting(self) -> str:
+        """The member whose robot the model acts for unless told otherwise: the first that has actions. "" without members."""
+        names = [member.name for member in self.members if member.action_size] + [member.name for member in self.members]
+        return names[0] if names else ""
+
+    def sizes(self, member: str) -> tuple[int, int]:
+        """Numbers in an action and in the proprioception of a member."""
+        found = next((each for each in self.members if each.name == member), None)
+        if found is None and (member or self.members):
+            raise ValueError(f"the model has no member {member!r}; it has {[each.name for each in self.members] or 'one dataset only'}")
+        return (found.action_size, found.proprio_size) if found else (self.action_size, self.proprio_size)
 
     @property
     def layout(self) -> Layout:
@@ -70,12 +97,15 @@ class ModelConfig:
 class Observation:
     """What is seen now: `images` {camera: (B, 3, H, W) in [0, 1]}, `proprio` (B, P) in physical units.
 
-    `present` {camera: (B,) bool} marks cameras that are missing in some samples; a camera left out is missing in all.
+    `present` {camera: (B,) bool} marks cameras that are missing in some samples; a camera left out is missing in all. Under
+    "proprio" it marks missing proprioception. `normalised`: proprio is so already, and as wide as the model's: samples of
+    several robots, each by its own normaliser.
     """
 
     images: dict[str, Tensor]
     proprio: Tensor
     present: dict[str, Tensor] = field(default_factory=dict)
+    normalised: bool = False
 
 
 class UnifiedModel(nn.Module):
@@ -88,9 +118,9 @@ class UnifiedModel(nn.Module):
         width = config.backbone.width
         self.backbone = Backbone(config.backbone)
         self.autoencoder = Autoencoder(config.autoencoder).requires_grad_(False)
-        self.normalise_action = Normaliser(config.action_size)
-        # Metres of a finger stand beside entries of a rotation: a high floor would hide the gripper.
-        self.normalise_proprio = Normaliser(config.proprio_size, floor=0.01)
+        self.members = nn.ModuleList(Embodiment(m.action_size, m.proprio_size, config.normalise) for m in config.members)
+        own = Embodiment(*config.sizes(config.acting), config.normalise)
+        self.normalise_action, self.normalise_proprio = own.action, own.proprio
         image_size = config.autoencoder.image_size
         self.see = nn.ModuleDict({name: ImageEncoder(image_size, config.grid, width) for name in config.cameras})
         self.feel = StateEncoder(config.proprio_size, width)
@@ -108,6 +138,27 @@ class UnifiedModel(nn.Module):
         """The codec of the video streams."""
         return VideoCodec(self.autoencoder, self.config.patch, self.config.merge)
 
+    def act_as(self, member: str = "") -> "UnifiedModel":
+        """Takes over the normalisers of a member of the mixture, by default of the first that has actions; returns itself."""
+        name = member or self.config.acting
+        self.config.sizes(name)
+        for each, own in zip(self.config.members, self.members, strict=True):
+            if each.name == name:
+                self.normalise_action, self.normalise_proprio = deepcopy(own.action), deepcopy(own.proprio)
+        return self
+
+    def to_actions(self, tokens: Float[Tensor, "B T A"]) -> Float[Tensor, "B T a"]:
+        """Actions of the robot at hand, in physical units, from normalised tokens."""
+        return self.normalise_action.restore(tokens[..., : self.normalise_action.size])
+
+    def from_actions(self, actions: Float[Tensor, "B T a"]) -> Float[Tensor, "B T A"]:
+        """The inverse of `to_actions`: normalised, and padded with zeros to the model's size."""
+        return self._wide(self.normalise_action.normalise(actions), self.config.action_size)
+
+    @staticmethod
+    def _wide(value: Tensor, size: int) -> Tensor:
+        return value if value.shape[-1] == size else pad(value, (0, size - value.shape[-1]))
+
     def encode(self, observation: Observation) -> Prefix:
         """Runs the observation through the backbone once; the result serves every call on this observation."""
         tokens, place, seen = self.context(observation)
@@ -117,11 +168,10 @@ class UnifiedModel(nn.Module):
 
     def context(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
         """Context tokens (B, M, D), their places (M, 3) and which are there (B, M)."""
-        proprio = observation.proprio
-        if proprio.ndim != 2 or proprio.shape[1] != self.config.proprio_size:
-            raise ValueError(f"proprio must be (B, {self.config.proprio_size}), got {tuple(proprio.shape)}")
-        tokens = [self.feel(self.normalise_proprio.normalise(proprio)) + self.context_tag[0]]
-        seen = [torch.ones(len(proprio), 1, dtype=torch.bool, device=proprio.device)]
+        proprio = self._proprio(observation)
+        tokens = [self.feel(proprio) + self.context_tag[0]]
+        felt = observation.present.get("proprio", torch.ones(len(proprio), dtype=torch.bool, device=proprio.device))
+        seen = [felt[:, None]]
         place = [torch.zeros(1, 3)]
         for index, name in enumerate(self.config.cameras, start=1):
             image, present = self._camera(observation, name)
@@ -130,6 +180,14 @@ class UnifiedModel(nn.Module):
             seen.append(present[:, None].expand(-1, see.tokens))
             place.append(see.places)
         return torch.cat(tokens, dim=1), torch.cat(place).to(proprio.device), torch.cat(seen, dim=1)
+
+    def _proprio(self, observation: Observation) -> Tensor:
+        """Normalised proprioception (B, proprio_size)."""
+        proprio, normaliser = observation.proprio, self.normalise_proprio
+        size = self.config.proprio_size if observation.normalised else normaliser.size
+        if proprio.ndim != 2 or proprio.shape[1] != size:
+            raise ValueError(f"proprio must be (B, {size}), got {tuple(proprio.shape)}")
+        return proprio if observation.normalised else self._wide(normaliser.normalise(proprio), self.config.proprio_size)
 
     def _camera(self, observation: Observation, name: str) -> tuple[Tensor, Tensor]:
         """The image of one camera and where it is there; a missing camera is black and absent."""
@@ -151,23 +209,29 @@ class UnifiedModel(nn.Module):
         role: Int[Tensor, "B N"],
         layout: Layout,
         prefix: Prefix,
+        dims: Bool[Tensor, "B A"] | None = None,
     ) -> Float[Tensor, "B N S"]:
         """Predicts every token of `layout`, which is this model's layout or a choice of its streams.
 
-        Absent tokens have no influence: leaving their streams out of the layout gives the same numbers for the rest.
+        Absent tokens have no influence: leaving their streams out of the layout gives the same numbers for the rest. Nor have
+        numbers of an action that the robot does not have: `dims` says which it has; by default those of the robot at hand.
         """
         if x.shape[1:] != (layout.tokens, layout.size):
             raise ValueError(f"tokens must be (B, {layout.tokens}, {layout.size}), got {tuple(x.shape)}")
         # An absent token's content must not matter, not even if it is NaN.
         parts = layout.unpack(torch.where(roles.seen(role)[..., None], x, 0.0))
-        tokens = torch.cat([self._read(layout[name], part) for name, part in parts.items()], dim=1)
+        tokens = torch.cat([self._read(layout[name], part, dims) for name, part in parts.items()], dim=1)
         tags = layout.tags.to(x.device)
         hidden, _ = self.backbone(tokens, level, tags[:, 1:4].float(), tags[:, 4], roles.seen(role), prefix)
         return layout.pack(
             {s.name: self.write[s.kind](hidden[:, layout.span(s.name)]).to(x.dtype) for s in layout.streams}
         )
 
-    def _read(self, stream: Stream, values: Tensor) -> Tensor:
+    def _read(self, stream: Stream, values: Tensor, dims: Tensor | None) -> Tensor:
+        own = self.normalise_action.size
+        if stream.kind == "action" and (dims is not None or own < stream.size):
+            there = torch.arange(stream.size, device=values.device) < own if dims is None else dims[:, None]
+            values = torch.where(there, values, 0.0)
         return self.read[stream.kind](values) + self.stream_tag[self.layout.names.index(stream.name)]
 
 

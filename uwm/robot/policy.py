@@ -68,15 +68,14 @@ class Policy:
         denoise = self._denoiser(memory, observation)
         memory, chunk = roll.tick(memory, self._ladder, denoise, self._path, self.step)
         self.calls += denoise.calls
-        actions = self.model.normalise_action.restore(chunk[:, : self.config.chunk])
+        actions = self.model.to_actions(chunk[:, : self.config.chunk])
         if not bool(torch.isfinite(actions).all()):
             raise ValueError("the policy produced an action that is not finite; check the observation and the checkpoint")
         return memory, actions
 
     def done(self, memory: roll.Buffer, executed: Float[Tensor, "B C A"]) -> roll.Buffer:
         """The memory after `executed` (physical units) really went to the robot."""
-        normalised = self.model.normalise_action.normalise(executed.float())
-        return roll.roll(memory, self.config.ladder, normalised)
+        return roll.roll(memory, self.config.ladder, self.model.from_actions(executed.float()))
 
     @property
     def _path(self) -> gaussian.GaussianPath:
