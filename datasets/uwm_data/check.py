@@ -173,33 +173,33 @@ def _repair_journal(path: Path, shards: dict[str, Shards]) -> list[str]:
         lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else None
     if lines is None:
         raise StoreError(f"{file} is missing: without it no episode can be found; copy it back or collect again")
-    journal, broken = Journal(sizes={name: {} for name in shards}), []
+    journal, broken = Journal(shards), []
     for line in lines:
         try:
             episode = Episode.from_line(line)
             _fill_gap(journal, episode, shards)
-            journal.add(episode, 0)
+            journal.add(episode, line)
         except (StoreError, KeyError):
             broken.append(line)
     keep = path / DAMAGED_LINES
     kept = keep.read_bytes() if keep.exists() else b""
     durable.replace_file(keep, kept + b"".join(line + b"\n" for line in broken))
-    durable.replace_file(file, b"".join(episode.to_line() for episode in journal.episodes))
-    lost = [f"set aside: episode {e.index}: {e.damaged}" for e in journal.episodes if e.damaged]
+    durable.replace_file(file, b"".join(episode.to_line() for episode in journal))
+    lost = [f"set aside: episode {e.index}: {e.damaged}" for e in journal if e.damaged]
     return [
         f"moved {len(broken)} unreadable journal lines to {DAMAGED_LINES}; the journal ends with episode "
-        f"{len(journal.episodes) - 1} now (an unreadable last line cannot be placed, its frames are cut off)",
+        f"{len(journal) - 1} now (an unreadable last line cannot be placed, its frames are cut off)",
         *lost,
     ]
 
 
 def _fill_gap(journal: Journal, following: Episode, shards: dict[str, Shards]) -> None:
     """Stand-ins for the lines lost before `following`; the first takes all frames in between, so none is overwritten."""
-    while len(journal.episodes) < following.index:
+    while len(journal) < following.index:
         spans, sizes = {}, {}
         for name, some in shards.items():
             spans[name] = Span(journal.frames(name), following.spans[name].start, "")
             # A shard that was left behind is final, so its size on disk is its committed size.
             left = range(some.shard_of(spans[name].start), some.shard_of(spans[name].stop))
             sizes[name] = {shard: some.path(shard).stat().st_size for shard in left if some.path(shard).exists()}
-        journal.add(Episode(len(journal.episodes), {}, spans, sizes, "its journal line could not be read"), 0)
+        journal.add(Episode(len(journal), {}, spans, sizes, "its journal line could not be read"))

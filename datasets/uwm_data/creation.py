@@ -17,14 +17,14 @@ from uwm_data.lock import WriterLock
 from uwm_data.streams import StreamSpec
 
 
-def build_store(path: Path, streams: Mapping[str, StreamSpec], card: Mapping, shard_bytes: int) -> WriterLock:
+def build_store(path: Path, streams: Mapping[str, StreamSpec], card: Mapping, shard_bytes: int, compression: str) -> WriterLock:
     """Make an empty store at `path` and return its lock; whatever goes wrong, no half store stays behind."""
     partial = path.with_name(f".{path.name}.{os.getpid()}{durable.PARTIAL_SUFFIX}")
     lock = None
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        layout.write_layout(partial, dict(streams), full_card(streams, card), shard_bytes)
+        layout.write_layout(partial, dict(streams), full_card(streams, card), shard_bytes, compression)
         durable.replace_file(partial / JOURNAL, b"")
         lock = WriterLock(partial)  # the lock belongs to the file, so it moves along
         move_into_place(partial, path)

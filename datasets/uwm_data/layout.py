@@ -21,24 +21,26 @@ from uwm_data.streams import StreamSpec
 
 FORMAT = "uwm-episodes"
 VERSION = 1
-_INNER = ["bytes", "blosc", "crc32c"]
+_LARGEST_SHARD = 1 << 24  # frames: nobody's table of chunks is larger, and a size that is only claimed must not cost memory
+_INNER = (["bytes", "blosc", "crc32c"], ["bytes", "crc32c"])
 
 
-def write_layout(folder: Path, streams: dict[str, StreamSpec], card: dict, shard_bytes: int) -> None:
-    """Create the group and its empty arrays with zarr itself in an empty folder."""
+def write_layout(folder: Path, streams: dict[str, StreamSpec], card: dict, shard_bytes: int, compression: str) -> None:
+    """Create the group and its empty arrays with zarr itself in an empty folder; `compression` is that of video."""
     import zarr
 
     attributes = {"format": FORMAT, "version": VERSION, "card": card, "streams": {n: s.to_json() for n, s in streams.items()}}
     group = zarr.open_group(folder, mode="w", zarr_format=3, attributes={"uwm_data": attributes})
     for name, spec in streams.items():
         chunk, shard = grid_for(spec, shard_bytes)
+        settings = compression_for(spec, compression)
         group.create_array(
             name,
             shape=(0, *spec.shape),
             dtype=spec.dtype,
             chunks=(chunk, *spec.shape),
             shards=(shard, *spec.shape),
-            compressors=[zarr.codecs.BloscCodec(**compression_for(spec)), zarr.codecs.Crc32cCodec()],
+            compressors=[*([zarr.codecs.BloscCodec(**settings)] if settings else []), zarr.codecs.Crc32cCodec()],
             fill_value=0,
             chunk_key_encoding={"name": "default", "separator": "."},
             attributes={"rate_hz": spec.rate_hz, "kind": spec.kind, "units": list(spec.units), "names": list(spec.names)},
@@ -93,15 +95,21 @@ def _open_shards(folder: Path, spec: StreamSpec) -> Shards:
         outer = metadata["chunk_grid"]["configuration"]["chunk_shape"]
         (sharding,) = metadata["codecs"]
         inner = sharding["configuration"]["chunk_shape"]
-        names = [codec["name"] for codec in sharding["configuration"]["codecs"]]
-        found = (metadata["data_type"], metadata["shape"][1:], outer[1:], inner[1:], names)
+        codecs = sharding["configuration"]["codecs"]
+        names = [codec["name"] for codec in codecs]
+        codec = codecs[1]["configuration"] if names == _INNER[0] else None
+        found = (metadata["data_type"], metadata["shape"][1:], outer[1:], inner[1:])
         frames_per_chunk, frames_per_shard = int(inner[0]), int(outer[0])
+        shape = list(spec.shape)
+        if found != (spec.dtype, shape, shape, shape) or names not in _INNER:
+            raise StoreError(f"{folder / 'zarr.json'} is damaged: it says {found}, {names}; the store's card says {spec.dtype} {shape}")
+        if frames_per_chunk < 1 or frames_per_shard % frames_per_chunk or not 0 < frames_per_shard <= _LARGEST_SHARD:
+            raise StoreError(f"{folder / 'zarr.json'} is damaged: shards of {frames_per_shard} frames in chunks of {frames_per_chunk}")
+        return Shards(folder, spec, frames_per_chunk, frames_per_shard, codec)
+    except StoreError:
+        raise
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise StoreError(f"{folder / 'zarr.json'} is damaged: it does not describe sharded frames ({error!r})") from error
-    shape = list(spec.shape)
-    if found != (spec.dtype, shape, shape, shape, _INNER) or frames_per_chunk < 1 or frames_per_shard % frames_per_chunk:
-        raise StoreError(f"{folder / 'zarr.json'} is damaged: it says {found}, the store's card says {spec.dtype} {shape}")
-    return Shards(folder, spec, frames_per_chunk, frames_per_shard)
 
 
 def _load(path: Path) -> dict:
@@ -109,7 +117,7 @@ def _load(path: Path) -> dict:
         data = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise StoreError(f"{path} is missing: the store is damaged; copy the file back from a backup") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} is damaged: {error}; copy the file back from a backup") from error
     if not isinstance(data, dict):
         raise StoreError(f"{path} is damaged: expected a JSON object")

@@ -15,9 +15,6 @@ reads every store with zarr as well.
 
 from __future__ import annotations
 
-import os
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -31,12 +28,17 @@ try:
 except ImportError as error:
     raise ImportError("episode stores need zarr and what comes with it: pip install 'uwm[data]'") from error
 
+from uwm_data.errors import StoreError
+from uwm_data.files import LocalFiles
 from uwm_data.streams import StreamSpec
 
 MISSING = np.uint64(2**64 - 1)
 _SHUFFLE = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}
-_OPEN_FILES = 64
 _LOW_DIM_CHUNK_BYTES = 8192
+_TABLE_BYTES = 8 << 20  # of chunk tables that are kept per stream, whatever the size of the store
+_CRC_OF_ANY_WHOLE = 0x48674BC7  # CRC-32C of any bytes followed by their own CRC-32C
+# Video by the user's choice: (Blosc compressor, level). See the table in datasets/README.md.
+COMPRESSIONS = {"zstd": ("zstd", 1), "lz4": ("lz4hc", 2), "none": None}
 
 
 class ShardDamage(Exception):
@@ -62,12 +64,18 @@ class Piece:
         return self.offset + len(self.payload)
 
 
-def compression_for(spec: StreamSpec) -> dict:
-    """Blosc settings: rendered images are 15 % smaller unshuffled (flat areas repeat whole pixels), numbers shuffled.
+def compression_for(spec: StreamSpec, compression: str = "zstd") -> dict | None:
+    """Blosc settings, or None for plain bytes; `compression` is that of video: zstd, lz4 or none.
 
-    Level 1, because level 3 costs twice the time for another 8 %.
+    Rendered images are 15 % smaller unshuffled (flat areas repeat whole pixels), numbers shuffled. Zstd at level 1, because
+    level 3 costs twice the time for another 8 %.
     """
-    return {"cname": "zstd", "clevel": 1, "shuffle": "noshuffle" if spec.kind == "video" else "bitshuffle"}
+    if compression not in COMPRESSIONS:
+        raise StoreError(f"compression {compression!r} is unknown; video may be stored with {', '.join(COMPRESSIONS)}")
+    if spec.kind != "video":
+        return {"cname": "zstd", "clevel": 1, "shuffle": "bitshuffle"}
+    chosen = COMPRESSIONS[compression]
+    return chosen and {"cname": chosen[0], "clevel": chosen[1], "shuffle": "noshuffle"}
 
 
 def grid_for(spec: StreamSpec, shard_bytes: int) -> tuple[int, int]:
@@ -84,39 +92,56 @@ def grid_for(spec: StreamSpec, shard_bytes: int) -> tuple[int, int]:
 
 
 class Shards:
-    """Reads frames of one stream and encodes new ones; which bytes are committed is told by `sizes` (shard -> bytes)."""
+    """Reads frames of one stream and encodes new ones; which bytes are committed is told by `sizes` (shard -> bytes).
 
-    def __init__(self, folder: Path, spec: StreamSpec, frames_per_chunk: int, frames_per_shard: int):
+    `codec` holds Blosc settings (None: chunks are plain bytes).
+    """
+
+    def __init__(self, folder: Path, spec: StreamSpec, frames_per_chunk: int, frames_per_shard: int, codec: Mapping | None):
         self.folder, self.spec = folder, spec
         self.frames_per_chunk, self.frames_per_shard = frames_per_chunk, frames_per_shard
         self.chunks_per_shard = frames_per_shard // frames_per_chunk
         self.frames_decoded = 0
-        settings = compression_for(spec)
-        self._codec = Blosc(settings["cname"], settings["clevel"], _SHUFFLE[settings["shuffle"]])
-        self._files: OrderedDict[int, int] = OrderedDict()
+        self.bytes_read = 0
+        self._codec = codec and Blosc(codec["cname"], codec["clevel"], _SHUFFLE[codec["shuffle"]])
+        self._files = folder.files() if hasattr(folder, "files") else LocalFiles(folder)
         self._tables: dict[tuple[int, int], np.ndarray] = {}
-        self._lock = threading.Lock()
+
+    def name(self, shard: int) -> str:
+        """File name of a shard: the zarr chunk key with dots, so that a stream is one flat folder."""
+        return f"c.{shard}" + ".0" * len(self.spec.shape)
 
     def path(self, shard: int) -> Path:
-        """File of a shard: the zarr chunk key with dots, so that a stream is one flat folder."""
-        return self.folder / ".".join(["c", str(shard), *["0"] * len(self.spec.shape)])
+        """File of a shard."""
+        return self.folder / self.name(shard)
 
     def shard_of(self, row: int) -> int:
         """Number of the shard that holds a frame."""
         return row // self.frames_per_shard
 
-    def read(self, rows: np.ndarray, sizes: Mapping[int, int]) -> np.ndarray:
-        """Frames `rows` (n,), sorted, counted over the whole stream -> (n, *shape). Each chunk is decoded once."""
+    def frames(self, rows: np.ndarray, sizes: Mapping[int, int]) -> np.ndarray:
+        """Frames `rows` (n,), counted over the whole stream -> (n, *shape)."""
         out = np.empty((len(rows), *self.spec.shape), self.spec.dtype)
-        chunks, local = np.divmod(rows, self.frames_per_chunk)
-        for start, stop in _runs(chunks):
-            chunk = int(chunks[start])
-            if self.frames_per_chunk == 1:
-                self._decode(chunk, sizes, out[start:stop])
-            else:
-                whole = np.empty((self.frames_per_chunk, *self.spec.shape), self.spec.dtype)
-                out[start:stop] = self._decode(chunk, sizes, whole)[local[start:stop]]
+        self.read(rows, sizes, out, np.arange(len(rows)))
         return out
+
+    def read(self, rows: np.ndarray, sizes: Mapping[int, int], out: np.ndarray, at: np.ndarray) -> None:
+        """Write frame `rows[k]` to `out[at[k]]` for all k. Each chunk is read and decoded once, in disk order."""
+        order = np.argsort(rows, kind="stable")
+        chunks, local = np.divmod(rows[order], self.frames_per_chunk)
+        at = at[order]
+        runs = list(_runs(chunks))
+        wanted = chunks[[start for start, _ in runs]].tolist()
+        whole = np.empty((self.frames_per_chunk, *self.spec.shape), self.spec.dtype)
+        for (start, stop), chunk, data in zip(runs, wanted, self._chunks(wanted, sizes), strict=True):
+            if self.frames_per_chunk > 1:
+                self._decode(chunk, data, whole)
+                out[at[start:stop]] = whole[local[start:stop]]
+                continue
+            first = int(at[start])
+            self._decode(chunk, data, out[first])
+            if stop > start + 1:
+                out[at[start + 1 : stop]] = out[first]
 
     def encode(self, start: int, values: np.ndarray, sizes: Mapping[int, int]) -> list[Piece]:
         """What has to be added to which shard so that frames `values` (n, *shape) stand at rows `start`, `start`+1, ..."""
@@ -126,7 +151,7 @@ class Shards:
         head = start % per_chunk
         if head:
             # The last chunk is partly filled: a longer copy of it is added, the committed one stays where it is.
-            values = np.concatenate([self.read(np.arange(start - head, start), sizes), values])
+            values = np.concatenate([self.frames(np.arange(start - head, start), sizes), values])
         first = (start - head) // per_chunk
         chunks = [self._encode_chunk(values[k : k + per_chunk]) for k in range(0, len(values), per_chunk)]
         pieces = []
@@ -136,16 +161,14 @@ class Shards:
         return pieces
 
     def close(self) -> None:
-        """Close the files; they open again by themselves when needed."""
-        with self._lock:
-            while self._files:
-                os.close(self._files.popitem()[1])
+        """Let go of the files; they open again by themselves when needed."""
+        self._files.close()
 
     def _piece(self, shard: int, first: int, chunks: list[bytes], sizes: Mapping[int, int]) -> Piece:
         offset = begin = sizes.get(shard, 0)
         table = np.full((self.chunks_per_shard, 2), MISSING, "<u8")
         if begin:
-            table[:] = self._table(shard, begin, shard * self.frames_per_shard)
+            table[:] = self._tables_of([shard], sizes)[0]
         for place, chunk in enumerate(chunks, first):
             table[place] = offset, len(chunk)
             offset += len(chunk)
@@ -155,59 +178,76 @@ class Shards:
         if len(values) < self.frames_per_chunk:
             padding = np.zeros((self.frames_per_chunk - len(values), *self.spec.shape), self.spec.dtype)
             values = np.concatenate([values, padding])
-        return _with_crc(self._codec.encode(np.ascontiguousarray(values)))
+        values = np.ascontiguousarray(values)
+        return _with_crc(self._codec.encode(values) if self._codec else values.tobytes())
 
-    def _decode(self, chunk: int, sizes: Mapping[int, int], out: np.ndarray) -> np.ndarray:
-        shard, place = divmod(chunk, self.chunks_per_shard)
-        row = chunk * self.frames_per_chunk
-        offset, length = self._table(shard, sizes.get(shard, 0), row)[place].tolist()
-        if offset == MISSING:
-            raise ShardDamage(row, f"{self.path(shard).name} has no chunk {place}")
-        data = _without_crc(self._read_bytes(shard, row, length, offset))
-        if data is None:
-            raise ShardDamage(row, f"{self.path(shard).name}: the check sum of chunk {place} does not match")
+    # ---- reading: places of the chunks, then their bytes, then frames -----------------------------------------
+
+    def _chunks(self, chunks: list[int], sizes: Mapping[int, int]) -> Iterator[bytes]:
+        """The stored bytes of chunks in ascending order; those of a batch are asked for together (remote stores gain by it)."""
+        numbers, places = np.divmod(np.array(chunks, np.int64), self.chunks_per_shard)
+        shards, which = np.unique(numbers, return_inverse=True)
+        tables = self._tables_of(shards.tolist(), sizes)
+        entries = [tables[k][place].tolist() for k, place in zip(which.tolist(), places.tolist(), strict=True)]
+        ranges = []
+        for chunk, shard, (offset, length) in zip(chunks, numbers.tolist(), entries, strict=True):
+            if not 0 <= offset <= offset + length <= sizes.get(shard, 0):
+                raise self._damage(chunk, "is not there" if offset == MISSING else f"lies at {offset}, outside the committed bytes")
+            ranges.append((self.name(shard), offset, length))
+        return self._checked(ranges, chunks, "chunk")
+
+    def _checked(self, ranges: list[tuple[str, int, int]], chunks: list[int], what: str) -> Iterator[bytes]:
+        """The files' bytes with right check sums; what is damaged or missing is told with the first chunk that needs it."""
+        reader = self._files.read(ranges)
+        for (name, offset, length), chunk in zip(ranges, chunks, strict=True):
+            try:
+                data = next(reader)
+                if not _is_whole(data, length):
+                    # A cache on the way may be what is damaged: once more from the source.
+                    self._files.forget(name)
+                    (data,) = self._files.read([(name, offset, length)])
+            except FileNotFoundError as error:
+                raise ShardDamage(chunk * self.frames_per_chunk, f"{name} is missing") from error
+            if not _is_whole(data, length):
+                reason = f"{name}: the check sum of its {what} at byte {offset} does not match"
+                raise ShardDamage(chunk * self.frames_per_chunk, reason)
+            self.bytes_read += length
+            yield data
+
+    def _decode(self, chunk: int, data: bytes, out: np.ndarray) -> None:
+        body = memoryview(data)[:-4]
+        raw = int.from_bytes(body[4:8], "little") if self._codec else len(body)
+        if raw != out.nbytes:
+            raise self._damage(chunk, f"holds {raw} bytes, expected {out.nbytes}")
         try:
-            self._codec.decode(data, out=out)
+            if self._codec:
+                self._codec.decode(body, out=out)
+            else:
+                out.reshape(-1).view(np.uint8)[:] = np.frombuffer(body, np.uint8)
         except (RuntimeError, ValueError) as error:
-            raise ShardDamage(row, f"{self.path(shard).name}: chunk {place} does not decode ({error})") from error
+            raise self._damage(chunk, f"does not decode ({error})") from error
         self.frames_decoded += self.frames_per_chunk
-        return out
 
-    def _table(self, shard: int, size: int, row: int) -> np.ndarray:
-        key = (shard, size)
-        if key not in self._tables:
-            length = 16 * self.chunks_per_shard + 4
-            data = self._read_bytes(shard, row, length, max(0, size - length))
-            data = _without_crc(data) if len(data) == length else None
-            if data is None:
-                raise ShardDamage(row, f"the table of {self.path(shard).name} at its committed size {size} is damaged")
-            # Tables of older, smaller sizes of this shard are not needed again.
-            self._tables = {known: table for known, table in self._tables.items() if known[0] != shard}
-            self._tables[key] = np.frombuffer(data, "<u8").reshape(-1, 2)
-        return self._tables[key]
+    def _tables_of(self, shards: list[int], sizes: Mapping[int, int]) -> list[np.ndarray]:
+        """Chunk tables (chunks per shard, 2) of offset and length."""
+        keys = [(shard, sizes.get(shard, 0)) for shard in shards]
+        found = {key: self._tables[key] for key in keys if key in self._tables}
+        missing = [key for key in keys if key not in found]
+        length = 16 * self.chunks_per_shard + 4
+        ranges = [(self.name(shard), max(0, size - length), length) for shard, size in missing]
+        first = [shard * self.chunks_per_shard for shard, _ in missing]
+        for key, data in zip(missing, self._checked(ranges, first, "table"), strict=True):
+            if len(self._tables) >= max(1, _TABLE_BYTES // length):
+                self._tables.clear()
+            found[key] = self._tables[key] = np.frombuffer(data, "<u8", 2 * self.chunks_per_shard).reshape(-1, 2)
+        return [found[key] for key in keys]
 
-    def _read_bytes(self, shard: int, row: int, length: int, offset: int) -> bytes:
-        # Under the lock, so that another thread cannot close the file between opening and reading.
-        with self._lock:
-            if shard not in self._files:
-                try:
-                    self._files[shard] = os.open(self.path(shard), os.O_RDONLY | os.O_CLOEXEC)
-                except FileNotFoundError as error:
-                    raise ShardDamage(row, f"{self.path(shard).name} is missing") from error
-                if len(self._files) > _OPEN_FILES:
-                    os.close(self._files.popitem(last=False)[1])
-            self._files.move_to_end(shard)
-            return os.pread(self._files[shard], length, offset)
+    def _damage(self, chunk: int, reason: str) -> ShardDamage:
+        shard, place = divmod(chunk, self.chunks_per_shard)
+        return ShardDamage(chunk * self.frames_per_chunk, f"{self.name(shard)}: chunk {place} {reason}")
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_files": OrderedDict(), "_tables": {}, "_lock": None}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
-
-    def __del__(self):
-        if getattr(self, "_files", None):
-            self.close()
+        return {**self.__dict__, "_tables": {}}
 
 
 def _runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -222,6 +262,6 @@ def _with_crc(data: bytes) -> bytes:
     return data + google_crc32c.value(data).to_bytes(4, "little")
 
 
-def _without_crc(data: bytes) -> bytes | None:
-    body = data[:-4]
-    return body if google_crc32c.value(body).to_bytes(4, "little") == data[-4:] else None
+def _is_whole(data: bytes, length: int) -> bool:
+    """Are there `length` bytes, and do the last four hold the check sum of those before?"""
+    return len(data) == length >= 4 and google_crc32c.value(data) == _CRC_OF_ANY_WHOLE

@@ -47,7 +47,7 @@ class EpisodeStore:
         self.path = Path(path)
         self.streams, self._card, self.shards = layout.read_layout(self.path)
         self._lock = lock
-        self.journal = Journal()
+        self.journal = Journal(self.streams)
         self._clean = False
         self.refresh()
         if not tolerate_missing:
@@ -65,17 +65,20 @@ class EpisodeStore:
         card: Mapping | None = None,
         overwrite: bool = False,
         shard_bytes: int = SHARD_BYTES,
+        compression: str = "zstd",
     ) -> EpisodeStore:
         """A new, empty store, open for writing. The store appears whole, by one rename.
 
         `card` is a JSON-able description (units, image orientation, action convention, ...); cameras, rates, code
         version and creation time are filled in. `overwrite` replaces an episode store, never another folder.
+        `compression` of video frames, lossless: "zstd" (smallest), "lz4" (a fifth larger, three times as fast to read),
+        "none".
         """
         path = Path(path)
         check_names(streams)
         old_lock = clear_target(path, overwrite)
         try:
-            lock = build_store(path, streams, card or {}, shard_bytes)
+            lock = build_store(path, streams, card or {}, shard_bytes, compression)
         finally:
             if old_lock:
                 old_lock.release()
@@ -131,17 +134,17 @@ class EpisodeStore:
 
     def __len__(self) -> int:
         """Committed episodes, the damaged ones included: indices never shift."""
-        return len(self.journal.episodes)
+        return len(self.journal)
 
     @property
     def episodes(self) -> list[int]:
         """Indices of the episodes that may be used (all but those that a repair marked as damaged)."""
-        return [episode.index for episode in self.journal.episodes if not episode.damaged]
+        return [index for index in range(len(self)) if index not in self.journal.damaged]
 
     @property
     def damaged(self) -> dict[int, str]:
         """Episodes that a repair set aside, with the reason."""
-        return {episode.index: episode.damaged for episode in self.journal.episodes if episode.damaged}
+        return dict(self.journal.damaged)
 
     @property
     def card(self) -> dict:
@@ -156,16 +159,18 @@ class EpisodeStore:
     def checksum_of(self, episodes: Iterable[int]) -> str:
         """The same for some episodes, in the given order."""
         streams = {name: spec.to_json() for name, spec in self.streams.items()}
-        return digest_of(canonical([streams, [self.episode(index).digest for index in episodes]]))
+        return digest_of(canonical([streams, [self.journal.digest(self._usable(index)) for index in episodes]]))
 
     def episode(self, index: int) -> Episode:
         """The journal entry of an episode; StoreError when it does not exist or was set aside as damaged."""
+        return self.journal[self._usable(index)]
+
+    def _usable(self, index: int) -> int:
         if not 0 <= index < len(self):
             raise StoreError(f"{self.path} has episodes 0 to {len(self) - 1}, asked for {index}")
-        episode = self.journal.episodes[index]
-        if episode.damaged:
-            raise StoreError(f"{self.path}: episode {index} was set aside: {episode.damaged}; use store.episodes")
-        return episode
+        if index in self.journal.damaged:
+            raise StoreError(f"{self.path}: episode {index} was set aside: {self.journal.damaged[index]}; use store.episodes")
+        return int(index)
 
     def meta(self, index: int) -> dict:
         """A copy of the metadata that was appended with an episode."""
@@ -173,7 +178,16 @@ class EpisodeStore:
 
     def length(self, index: int, stream: str) -> int:
         """Frames of a stream in an episode."""
-        return len(self.span(index, stream))
+        return len(self.journal.span(self._usable(index), self._known(stream)))
+
+    def extents(self, stream: str, episodes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """(first frame in the whole stream, number of frames), (n,) int64 each, of some episodes; StoreError as `episode`."""
+        episodes = np.asarray(episodes, np.int64)
+        aside = np.isin(episodes, list(self.journal.damaged))
+        for index in episodes[(episodes < 0) | (episodes >= len(self)) | aside].tolist():
+            self._usable(index)
+        starts, stops = self.journal.extents(self._known(stream))
+        return starts[episodes], (stops - starts)[episodes]
 
     def span(self, index: int, stream: str) -> Span:
         """Where the frames of an episode stand in the whole stream."""
@@ -184,22 +198,27 @@ class EpisodeStore:
 
         Frame numbers outside 0..length-1, negative ones too, are a StoreError: padding is the business of Windows.
         """
-        span = self.span(index, stream)
+        span = self.journal.span(self._usable(index), self._known(stream))
         every = np.arange(len(span))
         chosen = every if frames is None else every[frames] if isinstance(frames, slice) else np.asarray(frames, np.int64)
         if chosen.size and not (0 <= chosen.min() and chosen.max() < len(span)):
             raise StoreError(f"episode {index} has frames 0 to {len(span) - 1} of {stream!r}, asked for {chosen.tolist()}")
         return self.read_rows(stream, span.start + chosen.reshape(-1))
 
-    def read_rows(self, stream: str, rows: np.ndarray) -> np.ndarray:
-        """Frames (n, *shape) by their place in the whole stream; each distinct frame is read once, in disk order."""
+    def read_rows(self, stream: str, rows: np.ndarray, out: np.ndarray | None = None, at: np.ndarray | None = None) -> np.ndarray:
+        """Frames (n, *shape) by their place in the whole stream; each distinct frame is read once, in disk order.
+
+        With `out` (m, *shape) frame k is written to `out[at[k]]` (`at` is 0, 1, 2, ... by default) and `out` is returned.
+        """
         shards = self.shards[self._known(stream)]
-        distinct, back = np.unique(rows, return_inverse=True)
+        rows = np.asarray(rows, np.int64)
+        if out is None:
+            out = np.empty((len(rows), *shards.spec.shape), shards.spec.dtype)
         try:
-            values = shards.read(distinct, self.journal.sizes[stream])
+            shards.read(rows, self.journal.sizes[stream], out, np.arange(len(rows)) if at is None else at)
         except ShardDamage as damage:
             raise self._explained(stream, damage) from damage
-        return values if len(distinct) == len(rows) and np.array_equal(distinct, rows) else values[back]
+        return out
 
     @property
     def frames_decoded(self) -> dict[str, int]:
@@ -212,7 +231,7 @@ class EpisodeStore:
         return len(self)
 
     def _explained(self, stream: str, damage: ShardDamage) -> StoreError:
-        starts = [episode.spans[stream].start for episode in self.journal.episodes]
+        starts = self.journal.extents(stream)[0].tolist()
         return StoreError(
             f"{self.path}: stream {stream!r} of episode {bisect_right(starts, damage.row) - 1} is damaged: {damage}; "
             f"run `uwm data check {self.path} --repair` to set the damaged episodes aside"
@@ -257,7 +276,7 @@ class EpisodeStore:
     def set_aside(self, reasons: Mapping[int, str]) -> None:
         """Mark episodes as damaged, by one rename of the journal. Their bytes and numbers stay; readers skip them."""
         self._refuse_foreign_writer()
-        episodes = [replace(episode, damaged=reasons.get(episode.index, episode.damaged)) for episode in self.journal.episodes]
+        episodes = [replace(episode, damaged=reasons.get(episode.index, episode.damaged)) for episode in self.journal]
         if episodes:
             episodes[-1] = self._ended_before_damage(episodes[-1])
         durable.replace_file(self.path / JOURNAL, b"".join(episode.to_line() for episode in episodes))
@@ -270,7 +289,7 @@ class EpisodeStore:
         for name, span in spans.items():
             shards = self.shards[name]
             try:
-                shards.read(np.arange(max(0, span.stop - 1), span.stop), self.journal.sizes[name])
+                shards.frames(np.arange(max(0, span.stop - 1), span.stop), self.journal.sizes[name])
             except ShardDamage:
                 end = (shards.shard_of(span.stop - 1) + 1) * shards.frames_per_shard
                 spans[name] = replace(span, stop=end)
@@ -295,7 +314,7 @@ class EpisodeStore:
         except BaseException:
             self._roll_back()
             raise
-        self.journal.add(episode, len(line))
+        self.journal.add(episode, line[:-1])
         self._clean = True
 
     def _roll_back(self) -> None:

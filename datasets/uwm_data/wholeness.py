@@ -34,7 +34,7 @@ def missing_shards(store: EpisodeStore) -> dict[int, str]:
             if (reason := _shortfall(shards.path(shard), size))
         }
         for index in store.episodes if short else []:
-            span = store.span(index, name)
+            span = store.journal.span(index, name)
             for shard in range(shards.shard_of(span.start), shards.shard_of(span.stop - 1) + 1 if len(span) else 0):
                 if shard in short:
                     bad.setdefault(index, short[shard])
