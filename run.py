@@ -3,6 +3,8 @@
 
     python3 run.py demo [key=value ...]     set up, then collect, train, run and report (uwm demo)
     python3 run.py test [pytest arguments]  set up, then the tests
+    python3 run.py judges [NAME ...]        other projects' loaders, each in its own environment in .judges/, open what
+                                            we write, and we what they write; then options of pytest
     python3 run.py setup                    only set up
     python3 run.py lock                     compile requirements.lock again from pyproject.toml
 
@@ -179,10 +181,10 @@ def check_python(version=None, which=shutil.which):
     raise SetupError(f"Python 3.11 or 3.12 is needed, this is {version[0]}.{version[1]}: {advice}")
 
 
-def check_disk(path=ROOT):
+def check_disk(needed=FREE_GB, path=ROOT):
     free = shutil.disk_usage(str(path)).free / 1e9
-    if free < FREE_GB:
-        raise SetupError(f"the disk is too full: {free:.1f} GB free in {path}, {FREE_GB:g} GB are needed")
+    if free < needed:
+        raise SetupError(f"the disk is too full: {free:.1f} GB free in {path}, {needed:g} GB are needed")
 
 
 def fingerprint():
@@ -282,11 +284,18 @@ def setup():
     if is_ready():
         return
     check_disk()
-    TOOLS.mkdir(exist_ok=True)
-    with open(str(TOOLS / "setup.lock"), "w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)  # two terminals, one environment: the second waits, then finds it ready
+    with one_at_a_time():
         if not is_ready():
             install_everything(TOOLS / "setup.log")
+
+
+@contextlib.contextmanager
+def one_at_a_time():
+    """Two terminals, one environment: the second waits, then finds it ready."""
+    TOOLS.mkdir(exist_ok=True)
+    with open(str(TOOLS / "setup.lock"), "w") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        yield
 
 
 def install_everything(log):
@@ -324,6 +333,20 @@ def test(arguments):
     replace_process([VENV / "bin" / "pytest", *arguments], env)
 
 
+def judges(arguments):
+    """Make the environments of other people's loaders (tests/judges/environments.py), then become pytest on their comparisons."""
+    sys.path.insert(0, str(ROOT / "tests" / "judges"))
+    import environments
+
+    options = next((place for place, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    chosen, run = arguments[:options] or environments.names(), sys.modules[__name__]
+    environments.check(run, chosen)
+    setup()
+    with one_at_a_time():
+        environments.make(run, chosen)
+    replace_process([VENV / "bin" / "pytest", *map(environments.comparisons, chosen), *arguments[options:]], runtime_environment())
+
+
 def replace_process(command, env):
     """Become the command, so that signals and the exit status are its own."""
     os.chdir(str(ROOT))
@@ -353,7 +376,7 @@ def lock(_arguments):
 
 
 def main(arguments):
-    commands = {"demo": demo, "test": test, "lock": lock, "setup": lambda _: setup()}
+    commands = {"demo": demo, "test": test, "judges": judges, "lock": lock, "setup": lambda _: setup()}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(__doc__.strip())
         return 0 if arguments else 2

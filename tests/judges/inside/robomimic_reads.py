@@ -1,0 +1,40 @@
+"""Open an HDF5 file with robomimic's SequenceDataset and write down every window, and what robomimic says about env and shapes.
+
+Asked: {"path", "obs": [low-dimensional keys], "images": [keys],
+        "cases": [{"out", "obs": keys, "data": keys, more arguments of SequenceDataset}]}.
+Arrays in `out`: data keys and `obs.<key>`, `next_obs.<key>` as (windows, frames, *shape).
+"""
+
+import torchvision_operators  # isort: skip # noqa: F401
+import answering
+import numpy as np
+import robomimic.utils.file_utils as file_utils
+import robomimic.utils.obs_utils as obs_utils
+from robomimic.utils.dataset import SequenceDataset
+
+request = answering.asked()
+obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": request["obs"], "rgb": request["images"], "depth": [], "scan": []}})
+
+
+def windows_of(dataset):
+    """{name: (windows, frames, ...)} over all windows."""
+    columns = {}
+    for index in range(len(dataset)):
+        for key, value in dataset[index].items():
+            for name, array in ({f"{key}.{inner}": array for inner, array in value.items()} if isinstance(value, dict) else {key: value}).items():
+                columns.setdefault(name, []).append(array)
+    return {name: np.stack(arrays) for name, arrays in columns.items()}
+
+
+lengths, demos = [], []
+for case in request["cases"]:
+    out, obs, data = (case.pop(key) for key in ("out", "obs", "data"))
+    dataset = SequenceDataset(hdf5_path=request["path"], obs_keys=obs, dataset_keys=data, **case)
+    answering.save(out, windows_of(dataset))
+    lengths.append(len(dataset))
+    demos.append(dataset.demos)
+shapes = file_utils.get_shape_metadata_from_dataset(request["path"], all_obs_keys=request["obs"] + request["images"])
+answering.answer(
+    lengths=lengths, demos=demos, env=file_utils.get_env_metadata_from_dataset(request["path"]), action=int(shapes["ac_dim"]),
+    shapes={key: list(map(int, shape)) for key, shape in shapes["all_shapes"].items()}, images=bool(shapes["use_images"]),
+)  # fmt: skip
