@@ -79,9 +79,9 @@ def make(run, chosen):
     uv, env = run.get_uv(log), run.uv_environment(settings)
     for number, name in enumerate(missing, 1):
         begin = time.monotonic()
-        print("[{}/{}] the judge {} into .judges/".format(number, len(missing), name), flush=True)
+        print(f"[{number}/{len(missing)}] the judge {name} into .judges/", flush=True)
         make_one(run, folders[name], name, [uv, settings, env, log])
-        print("      ready after {:.0f} s".format(time.monotonic() - begin), flush=True)
+        print(f"      ready after {time.monotonic() - begin:.0f} s", flush=True)
 
 
 def make_one(run, folder, name, tools):

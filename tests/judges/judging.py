@@ -5,9 +5,9 @@ import os
 import subprocess
 from pathlib import Path
 
-import foreign
 import numpy as np
 
+import foreign
 from uwm_data.formats import RawEpisode, module_of
 
 HERE = Path(__file__).resolve().parent

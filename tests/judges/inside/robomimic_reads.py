@@ -21,7 +21,8 @@ def windows_of(dataset):
     columns = {}
     for index in range(len(dataset)):
         for key, value in dataset[index].items():
-            for name, array in ({f"{key}.{inner}": array for inner, array in value.items()} if isinstance(value, dict) else {key: value}).items():
+            parts = {f"{key}.{inner}": array for inner, array in value.items()} if isinstance(value, dict) else {key: value}
+            for name, array in parts.items():
                 columns.setdefault(name, []).append(array)
     return {name: np.stack(arrays) for name, arrays in columns.items()}
 
