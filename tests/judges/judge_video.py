@@ -1,10 +1,10 @@
 """torchcodec beside PyAV: films that we encode or join, and films that torchcodec encodes, frame by frame."""
 
-import foreign
-import judging
 import numpy as np
 import pytest
 
+import foreign
+from judges import judging
 from uwm_data.formats import video
 
 JUDGE = "video"
@@ -70,7 +70,7 @@ def test_we_read_what_torchcodec_encodes(tmp_path):
     options = {
         "usual": {"codec": "libx264", "pixel_format": "yuv420p", "crf": 18},  # with B-frames and few key frames
         "lossless": {"codec": "libx264rgb", "pixel_format": "rgb24", "extra_options": {"qp": 0}},
-        "av1": {"codec": "libsvtav1", "pixel_format": "yuv420p", "crf": 30},
+        "av1": {"codec": "libsvtav1", "pixel_format": "yuv420p", "crf": 30, "preset": 12},
     }
     films = {
         name: {"frames": judging.save(tmp_path / f"{name}-frames", {"frames": film(3)}), "path": str(tmp_path / f"{name}.mp4"),
