@@ -42,7 +42,7 @@ _CAMERAS = {"wrist": "robot0_eye_in_hand"}
 
 
 class Manipulation(gymnasium.Env):
-    """One robosuite task.
+    """One robosuite task, by its name or as a `Task` of one's own.
 
     Observation: a dict with each camera as uint8 (image_size, image_size, 3), upright, and "proprio" as float32 (11,):
     gripper position (3, metres, world frame), the first two columns of its rotation matrix (6), finger joints (2, metres).
@@ -53,7 +53,7 @@ class Manipulation(gymnasium.Env):
     metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": RATE_HZ}
 
     def __init__(self, task, cameras=("agentview", "wrist"), image_size=64, render="fast", max_steps=None, render_mode=None):
-        self._task = tasks.task_named(task)
+        self._task = task if isinstance(task, tasks.Task) else tasks.task_named(task)
         self._profile = profile_named(render)
         self._profile_name = render
         self.cameras = tuple(cameras)
@@ -77,14 +77,14 @@ class Manipulation(gymnasium.Env):
         self._sim_env.reset()
         self._tick = 0
         self._refresh()
-        return self.observe(), {"success": self._succeeded()}
+        return self.observe(), {"success": self.succeeded()}
 
     def step(self, action):
         action = checked_action(action, self.action_space.low, self.action_space.high)
         self._advance(action)
         self._tick += 1
         self._refresh()
-        success = self._succeeded()
+        success = self.succeeded()
         truncated = self._tick >= self._max_steps
         return self.observe(), float(success), success, truncated and not success, {"success": success}
 
@@ -104,9 +104,7 @@ class Manipulation(gymnasium.Env):
 
     def privileged(self) -> dict[str, np.ndarray]:
         """Simulator state that a policy never sees: gripper pose and the task's objects, SI units, world frame."""
-        robot = self._sim_env.robots[0]
-        site = robot.eef_site_id["right"]
-        data = self.data
+        site, data = self.gripper_site, self.data
         state = {
             "eef_pos": data.site_xpos[site].copy(),
             "eef_rot": data.site_xmat[site].reshape(3, 3).copy(),
@@ -179,7 +177,32 @@ class Manipulation(gymnasium.Env):
         self._tick = int(state["tick"])
         self._refresh()
 
+    def set_flat_state(self, state: np.ndarray) -> None:
+        """Show a flattened MuJoCo state (1 + nq + nv,): time, positions, velocities, as robosuite records them.
+
+        Poses, cameras and the task's test follow; the controller's goal does not, so it is for looking, not for going on.
+        Raises ValueError for a state of another size.
+        """
+        model, data, state = self.model, self.data, np.asarray(state)
+        if state.shape != (1 + model.nq + model.nv,):
+            raise ValueError(
+                f"a state of {self._task.name} has {1 + model.nq + model.nv} numbers (time, {model.nq} positions, {model.nv} "
+                f"velocities), got shape {state.shape}: was it recorded in another task or with another robot?"
+            )
+        data.time, data.qpos[:], data.qvel[:] = state[0], state[1 : 1 + model.nq], state[1 + model.nq :]
+        self._engine.mj_forward(model, data)
+
     # -- inside -----------------------------------------------------------------------------------------------------
+
+    @property
+    def sim_env(self):
+        """robosuite's own environment."""
+        return self._sim_env
+
+    @property
+    def gripper_site(self) -> int:
+        """The site, in MuJoCo's numbering, whose pose is the gripper's."""
+        return self._sim_env.robots[0].eef_site_id["right"]
 
     @property
     def sim(self):
@@ -214,8 +237,8 @@ class Manipulation(gymnasium.Env):
     def _assign_generator(self) -> None:
         """Let every random draw of a reset come from this environment's own generator."""
         self._sim_env.rng = self.np_random
-        sampler = self._sim_env.placement_initializer
-        for part in (sampler, *getattr(sampler, "samplers", {}).values()):
+        sampler = getattr(self._sim_env, "placement_initializer", None)
+        for part in (sampler, *getattr(sampler, "samplers", {}).values()) if sampler else ():
             part.rng = self.np_random
 
     def _advance(self, action) -> None:
@@ -232,7 +255,8 @@ class Manipulation(gymnasium.Env):
         self._engine.mj_comPos(self.model, self.data)
         self._engine.mj_camlight(self.model, self.data)
 
-    def _succeeded(self) -> bool:
+    def succeeded(self) -> bool:
+        """The task's own test at the current state."""
         return bool(self._sim_env._check_success())
 
     def place_cameras(self) -> None:
@@ -246,9 +270,10 @@ class Manipulation(gymnasium.Env):
         return observation
 
     def _proprio(self) -> np.ndarray:
-        site = self._sim_env.robots[0].eef_site_id["right"]
+        site = self.gripper_site
         rotation = self.data.site_xmat[site].reshape(3, 3)
-        values = (self.data.site_xpos[site], rotation[:, 0], rotation[:, 1], self.data.qpos[self._finger_index])
+        fingers = self.data.qpos[self._finger_index] if len(self._finger_index) else np.zeros(2)  # a wiping tool has none
+        values = (self.data.site_xpos[site], rotation[:, 0], rotation[:, 1], fingers)
         # Rounding can carry a cosine to 1 + 1e-16; the declared bounds are exact.
         return np.clip(np.concatenate(values).astype(np.float32), -_PROPRIO_LIMIT, _PROPRIO_LIMIT)
 
