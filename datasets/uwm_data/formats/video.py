@@ -198,9 +198,8 @@ class VideoFile:
         seconds = (pts - (self._stream.start_time or 0)) * self._stream.time_base
         number = round(seconds * self.rate)
         if abs(seconds - number / self.rate) > self._tolerance_s:
-            raise FormatError(
-                f"{self.path}: a frame at {float(seconds):.4f} s does not fit {float(self.rate):g} frames a second; its rate varies or is another"
-            )
+            told = f"{float(self.rate):g} frames a second"
+            raise FormatError(f"{self.path}: a frame at {float(seconds):.4f} s does not fit {told}; its rate varies or is another")
         return number
 
     def _expect(self, due: int, number: int) -> None:

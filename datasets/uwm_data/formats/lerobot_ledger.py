@@ -1,0 +1,139 @@
+"""The books of a LeRobot dataset that is being written: which episodes are safe, and what the whole needs to know of each.
+
+    meta/uwm/card.json       streams, card and options, told once; a later call must tell the same
+    meta/uwm/stats.jsonl     statistics of an episode, and counts of its pictures' values
+    meta/uwm/episodes.jsonl  length, tasks, metadata and file sizes of an episode; the line is the commit
+    meta/uwm/writer.lock     held by the one writer
+
+LeRobot does not look into that folder. It stays when the dataset is finished: it restores names, units and metadata when we
+read the dataset again, and lets a later call add episodes.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from uwm_data import durable
+from uwm_data.errors import FormatError
+from uwm_data.formats.lerobot_info import OURS
+from uwm_data.journal import canonical
+from uwm_data.lock import WriterLock
+
+
+class Ledger:
+    """Open for writing, from creation to `release()`. `description` is JSON-able; `lines` are the committed episodes."""
+
+    def __init__(self, root: Path, description: Mapping[str, Any]):
+        self.root, self.folder = root, root / OURS
+        described = json.loads(canonical(description))
+        _refuse_foreign(root)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = WriterLock(self.folder)
+        except OSError as error:
+            raise FormatError(f"cannot write to {root}: {error.strerror or error}") from error
+        try:
+            self._open(described)
+        except OSError as error:
+            self._lock.release()
+            raise FormatError(f"cannot write to {root}: {error.strerror or error}") from error
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self, described: dict) -> None:
+        card = self.folder / "card.json"
+        if card.exists():
+            other = first_difference(json.loads(card.read_bytes()), described)
+            if other:
+                raise FormatError(f"{self.root} was begun with another {other}; write to another folder, or tell the same")
+        else:
+            durable.replace_file(card, json.dumps(described, indent=1, sort_keys=True).encode())
+        self.lines: list[dict] = []
+        self.tasks: dict[str, int] = {}  # the number of each, in the order in which episodes brought them
+        self.frames = 0  # rows of all episodes together
+        for line in self._committed():
+            self._count(line)
+        with open(self._statistics, "rb") as file:
+            self._statistics_end = sum(len(line) for _, line in zip(self.lines, file, strict=False))
+        durable.truncate(self._statistics, self._statistics_end)
+
+    def _committed(self) -> list[dict]:
+        for path in (self._statistics, self._episodes):
+            durable.write_at(path, 0, b"")
+        data = self._episodes.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        durable.truncate(self._episodes, len(whole))
+        self._episodes_end = len(whole)
+        try:
+            return [json.loads(line) for line in whole.splitlines()]
+        except ValueError as error:
+            raise FormatError(f"{self._episodes} is damaged ({error}); write to another folder") from error
+
+    @property
+    def _episodes(self) -> Path:
+        return self.folder / "episodes.jsonl"
+
+    @property
+    def _statistics(self) -> Path:
+        return self.folder / "stats.jsonl"
+
+    def commit(self, line: Mapping[str, Any], statistics: Mapping[str, Any], counts: Mapping[str, np.ndarray]) -> None:
+        """Add an episode whose files are on disk; when this returns it is part of the dataset. Raises OSError."""
+        packed = {key: base64.b64encode(zlib.compress(values.astype("<i8").tobytes())).decode() for key, values in counts.items()}
+        told = canonical({"episode": len(self.lines), "stats": statistics, "counts": packed}) + b"\n"
+        written = canonical({"episode": len(self.lines), **line}) + b"\n"
+        durable.write_at(self._statistics, self._statistics_end, told)
+        durable.write_at(self._episodes, self._episodes_end, written)
+        self._statistics_end += len(told)
+        self._episodes_end += len(written)
+        self._count(json.loads(written))
+
+    def _count(self, line: dict) -> None:
+        self.lines.append(line)
+        self.frames += line["length"]
+        for text in line["tasks"]:
+            self.tasks.setdefault(text, len(self.tasks))
+
+    def roll_back(self) -> None:
+        """Cut off what an interrupted commit left behind. Raises OSError."""
+        durable.truncate(self._episodes, self._episodes_end)
+        durable.truncate(self._statistics, self._statistics_end)
+
+    def statistics(self) -> Iterator[tuple[dict, dict[str, np.ndarray]]]:
+        """(statistics, counts of pictures' values) of each episode."""
+        with open(self._statistics, "rb") as file:
+            for line in file:
+                told = json.loads(line)
+                counts = {key: np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i8") for key, text in told["counts"].items()}
+                yield told["stats"], {key: values.reshape(-1, 256) for key, values in counts.items()}
+
+    def release(self) -> None:
+        """Let another writer in."""
+        self._lock.release()
+
+
+def _refuse_foreign(root: Path) -> None:
+    if not root.exists():
+        return
+    if not root.is_dir():
+        raise FormatError(f"{root} is a file; a LeRobot dataset is a folder")
+    if not (root / OURS / "card.json").exists() and any(path.is_file() and (root / OURS) not in path.parents for path in root.rglob("*")):
+        raise FormatError(f"{root} holds other files and was not begun here; write to another folder")
+
+
+def first_difference(old: Any, new: Any, name: str = "") -> str:
+    """Where two JSON values differ first, in words; "" if they do not."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        old, new = ({str(place): value for place, value in enumerate(values)} for values in (old, new))
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = (first_difference(old.get(key), new.get(key), f"{name}.{key}".lstrip(".")) for key in [*old, *(set(new) - set(old))])
+        return next(filter(None, found), "")
+    return "" if old == new else f"{name} ({json.dumps(old)[:200]}, now {json.dumps(new)[:200]})"
