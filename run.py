@@ -324,13 +324,8 @@ def demo(arguments):
 
 
 def test(arguments):
-    """The whole suite runs with one process a core (at most four); a chosen test runs in this process, where one can watch it."""
     setup()
-    env = runtime_environment()
-    if not arguments:
-        env["OMP_NUM_THREADS"] = "1"
-        arguments = ["-n", str(min(cores(), 4)), "--dist", "loadfile"]
-    replace_process([VENV / "bin" / "pytest", *arguments], env)
+    become_pytest([], arguments)
 
 
 def judges(arguments):
@@ -338,13 +333,21 @@ def judges(arguments):
     sys.path.insert(0, str(ROOT / "tests" / "judges"))
     import environments
 
-    options = next((place for place, word in enumerate(arguments) if word.startswith("-")), len(arguments))
-    chosen, run = arguments[:options] or environments.names(), sys.modules[__name__]
-    environments.check(run, chosen)
+    run = sys.modules[__name__]
+    chosen, options = environments.chosen(run, arguments)
     setup()
     with one_at_a_time():
         environments.make(run, chosen)
-    replace_process([VENV / "bin" / "pytest", *map(environments.comparisons, chosen), *arguments[options:]], runtime_environment())
+    become_pytest([environments.comparisons(name) for name in chosen], options)
+
+
+def become_pytest(files, options):
+    """Whole suites run with one process a core (at most four); with options, all runs in this process, where one can watch it."""
+    env = runtime_environment()
+    if not options:
+        env["OMP_NUM_THREADS"] = "1"
+        options = ["-n", str(min(cores(), 4)), "--dist", "loadfile"]
+    replace_process([VENV / "bin" / "pytest", *files, *options], env)
 
 
 def replace_process(command, env):

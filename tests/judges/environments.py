@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -22,9 +23,9 @@ FREE_GB = 2.0  # the largest is 1.4 GB; torch is one copy for all of them where 
 LAUNCHER = """#!/bin/sh
 # The Python of this judge, made by run.py: offline, with a cache of its own, and the FFmpeg libraries where torchcodec looks.
 unset PYTHONHOME PYTHONSTARTUP VIRTUAL_ENV
-export PYTHONPATH={inside} PYTHONUNBUFFERED=1
+[ -n "$HF_HOME" ] || HF_HOME={home}
+export HF_HOME PYTHONPATH={inside} LD_LIBRARY_PATH={libraries} PYTHONUNBUFFERED=1
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 NO_GCE_CHECK=true TF_CPP_MIN_LOG_LEVEL=2
-export HF_HOME="${{HF_HOME:-{home}}}" LD_LIBRARY_PATH={libraries}
 exec {python} "$@"
 """
 
@@ -39,11 +40,13 @@ def comparisons(name):
     return HERE / "judge_{}.py".format(re.sub(r"\W", "_", name))
 
 
-def check(run, chosen):
-    """Refuse a name that is no judge, before anything is built."""
-    strangers = sorted(set(chosen) - set(names()))
+def chosen(run, arguments):
+    """(judges, options for pytest): the names up to the first option, or all; run.SetupError for a name that is no judge."""
+    first = next((place for place, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    strangers = [name for name in arguments[:first] if name not in names()]
     if strangers:
         raise run.SetupError("no judge is called {}; there are {}".format(", ".join(strangers), ", ".join(names())))
+    return arguments[:first] or names(), arguments[first:]
 
 
 def fingerprint(run, folder, name):
@@ -52,7 +55,7 @@ def fingerprint(run, folder, name):
     torch = run.TORCH if name in NEED_TORCH else ""
     for part in ((HERE / (name + ".txt")).read_bytes(), str(folder).encode(), run.UV.encode(), torch.encode(), LAUNCHER.encode()):
         digest.update(hashlib.sha256(part).digest())
-    return {"inputs": digest.hexdigest(), "python": run.fingerprint()["python"]}
+    return {"inputs": digest.hexdigest(), "python": "{}.{}".format(*sys.version_info[:2])}
 
 
 def is_ready(run, folder, name):
@@ -87,7 +90,7 @@ def make(run, chosen):
 def make_one(run, folder, name, tools):
     """One environment, from nothing: the named packages, torch where it is needed, the launcher, and the stamp last."""
     uv, settings, env, log = tools
-    run.call([uv, "venv", "--clear", "--python", run.sys.executable, folder], env=env, log=log)
+    run.call([uv, "venv", "--clear", "--python", sys.executable, folder], env=env, log=log)
     pip = [uv, "pip", "install", "--python", folder / "bin" / "python"]
     run.call([*pip, "--no-deps", "-r", HERE / (name + ".txt")], env=env, log=log)
     if name in NEED_TORCH:  # never a GPU build: judges read files
