@@ -21,6 +21,7 @@ from uwm.core.config import from_mapping, to_mapping
 from uwm.learn import logs
 from uwm.robot import evaluate as evaluation
 from uwm.robot.policy import PolicyConfig
+from uwm.training import train
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def _run_stages(run: DemoRun) -> tuple[Path, dict]:
     print(f"demo 1/4: {run.collect.episodes} demonstrations of {run.collect.world.name}")
     build._collect(run.collect)
     print("demo 2/4: one model")
-    path = build._train(run.train)
+    path = train(run.train)
     print("demo 3/4: closed loop and the other modes")
     stages = Stages(folder / "stages", fingerprint(run, path))
     figures = {kind: stages.get(kind, lambda kind=kind: _closed_loop(run, path, kind)) for kind in ("streaming", "chunked")}

@@ -55,29 +55,36 @@ def train_autoencoder(
 class LatentTable:
     """Video tokens of every frame of some episodes, one row a frame: encoded once, looked up ever after.
 
-    `episodes` yields {camera: (T + 1, H, W, 3) uint8} in the order of the window numbers' episodes.
+    `episodes` yields {camera: (T, H, W, 3) uint8} in the order of the window numbers' episodes; an episode may have no frame
+    of a camera.
     """
 
     def __init__(self, codec: VideoCodec, episodes: Iterable[dict[str, Tensor]], cameras: tuple[str, ...]):
         rows: dict[str, list[Tensor]] = {camera: [] for camera in cameras}
-        lengths = []
+        lengths: dict[str, list[int]] = {camera: [] for camera in cameras}
         self.codec, single = codec, VideoCodec(codec.autoencoder, codec.patch)  # frames are merged when they are asked for
         for frames in episodes:
             for camera in cameras:
                 image = frames_to_unit(frames[camera])[:, None]
-                rows[camera].append(torch.cat([single.encode(part) for part in image.split(256)]))
-            lengths.append(len(frames[cameras[0]]) if cameras else 0)
-        self.tokens = {camera: torch.cat(parts) for camera, parts in rows.items()}
-        self.lengths = torch.tensor(lengths)
-        self.starts = self.lengths.cumsum(0) - self.lengths
+                rows[camera] += [single.encode(part) for part in image.split(256) if len(part)]
+                lengths[camera].append(len(image))
+        blank = torch.zeros(1, single.grid[0] * single.grid[1], single.size)  # for a camera that no episode has
+        self.tokens = {camera: torch.cat(parts or [blank]) for camera, parts in rows.items()}
+        self.lengths = {camera: torch.tensor(counts) for camera, counts in lengths.items()}
 
     def at(
         self, camera: str, place: Int[Tensor, " B"], frames: Int[Tensor, "B T"]
     ) -> tuple[Float[Tensor, "B N S"], Tensor]:
         """Tokens of frames of the place-th episode, clamped into it, and which of the tokens' frames were all there (B, N)."""
-        last = self.lengths[place][:, None] - 1
-        inside = frames.clamp(min=0).minimum(last)
-        rows = self.starts[place][:, None] + inside
-        tokens, merge = self.tokens[camera][rows], self.codec.merge
-        there = (inside == frames).unflatten(1, (-1, merge)).all(dim=2).repeat_interleave(tokens.shape[2], dim=1)
-        return merged(tokens, self.codec.autoencoder.config.latent, merge), there
+        length = self.lengths[camera]
+        starts, own = (length.cumsum(0) - length)[place][:, None], length[place][:, None]
+        inside = frames.clamp(min=0).minimum((own - 1).clamp(min=0))
+        # An episode without frames of this camera at the very end has no row of its own to point at.
+        rows = (starts + inside).clamp(max=len(self.tokens[camera]) - 1)
+        return merged_tokens(self.codec, self.tokens[camera][rows], (inside == frames) & (own > 0))
+
+
+def merged_tokens(codec: VideoCodec, tokens: Float[Tensor, "B T P Z"], there: Tensor) -> tuple[Float[Tensor, "B N S"], Tensor]:
+    """Tokens of single frames, and which frames were there (B, T), to those of `codec.merge` frames each: there if all are."""
+    whole = there.unflatten(1, (-1, codec.merge)).all(dim=2).repeat_interleave(tokens.shape[2], dim=1)
+    return merged(tokens, codec.autoencoder.config.latent, codec.merge), whole

@@ -13,14 +13,18 @@ A new checkpoint is written beside the old one and takes its place by renaming: 
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 FORMAT = "uwm-checkpoint-1"
+UNTOLD = "unknown"
+UNTOLD_VALUES = (None, UNTOLD, [], ())
 
 
 class CheckpointError(ValueError):
@@ -87,15 +91,35 @@ def describe(path: Path) -> dict:
 
 
 def refuse_mismatch(card: dict, env_card: dict) -> None:
-    """CheckpointError when a world differs from the one that a checkpoint was trained for, naming every field."""
+    """CheckpointError when a world differs from the one that a checkpoint was trained for, naming every field.
+
+    What one of them does not tell (an older version, another format) is no difference.
+    """
+    if card.get("acts") is False:
+        raise CheckpointError("the checkpoint was trained without actions: it predicts video and is no policy")
     fields = ("robot", "rate_hz", "image_size", "image_orientation", "render_profile", "proprio", "action")
-    differing = [name for name in fields if card.get(name) != env_card.get(name)]
-    wrong = [f"{name}: trained with {card.get(name)!r}, got {env_card.get(name)!r}" for name in differing]
+    differing = [each for name in fields for each in _differing(name, card.get(name), env_card.get(name))]
+    wrong = [f"{name}: trained with {ours!r}, got {theirs!r}" for name, ours, theirs in differing]
     missing = set(card.get("cameras", ())) - set(env_card.get("cameras", ()))
     if missing:
         wrong.insert(0, f"cameras {sorted(missing)} are missing; the world has {env_card.get('cameras')}")
     if wrong:
         raise CheckpointError("the checkpoint does not fit this world: " + "; ".join(wrong))
+
+
+def _differing(name: str, ours: Any, theirs: Any) -> list[tuple[str, Any, Any]]:
+    """(dotted name, value here, value there) of what both tell and is not the same."""
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        # The words of a convention may be put otherwise; where mode and frame are told, these are what counts.
+        words = {"convention"} if all(each.get("mode", UNTOLD) not in UNTOLD_VALUES for each in (ours, theirs)) else set()
+        return [each for key in ours if key not in words for each in _differing(f"{name}.{key}", ours[key], theirs.get(key))]
+    if any(value in UNTOLD_VALUES for value in (ours, theirs)):
+        return []
+    return [] if _as_json(ours) == _as_json(theirs) else [(name, ours, theirs)]
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))  # tuples are lists in a file
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

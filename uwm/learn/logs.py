@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 MODES = ("offline", "online", "off")
+QUIET = ("rate", "gradient_norm", "share ")  # figures that are written and not shown
 
 
 class Log:
@@ -53,7 +54,7 @@ class Log:
         self.bar.update()
         if step % self.every and step != self.bar.total:
             return
-        shown = {name: f"{value:.3f}" for name, value in self.mean.items() if name not in ("rate", "gradient_norm")}
+        shown = {name: f"{value:.3f}" for name, value in self.mean.items() if not name.startswith(QUIET)}
         self.bar.set_postfix(shown)
         finite = {name: value for name, value in self.mean.items() if math.isfinite(value)}
         line = {"stage": self.stage, "step": step, "seconds": round(time.perf_counter() - self.began, 2), **finite}

@@ -1,0 +1,165 @@
+"""What a run is: one frozen dataclass each, filled from a config by `uwm.core.config.from_mapping`."""
+
+import re
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from uwm.learn.augment import AugmentConfig
+from uwm.learn.autoencode import AutoencodeConfig
+from uwm.learn.loop import TrainConfig
+from uwm.nn.autoencoder import AutoencoderConfig
+from uwm.nn.backbone import BackboneConfig
+from uwm.nn.codecs import NormaliseConfig
+from uwm.nn.model import Member, ModelConfig
+from uwm.robot.policy import PolicyConfig
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """Which world, which cameras, how it is drawn."""
+
+    name: str = "Lift"
+    cameras: tuple[str, ...] = ("agentview", "wrist")
+    image_size: int = 64
+    render: str = "fast"
+    max_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class CollectRun:
+    """`episodes` demonstrations with seeds from `seed` on, by `workers` processes; `noise` of the expert."""
+
+    world: WorldConfig = field(default_factory=WorldConfig)
+    out: str = "runs/lift.zarr"
+    episodes: int = 100
+    seed: int = 0
+    noise: float = 0.08
+    strategy: str = "random"
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class SizeConfig:
+    """The model's own choices; sizes of actions, proprioception and images come from the store."""
+
+    past: int = 2
+    horizon: int = 18
+    video_frames: tuple[int, ...] = (8, 16)
+    grid: int = 4
+    patch: int = 2
+    merge: int = 1
+    prediction: str = "velocity"
+    path: str = "cosine"
+    noise_shift: float = 2.0
+    latent: int = 8
+    latent_channels: int = 24
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
+
+    def model(
+        self, cameras: tuple[str, ...], proprio_size: int, action_size: int, image_size: int, members: tuple[Member, ...] = ()
+    ) -> ModelConfig:
+        """The whole config of a model in a world of these sizes."""
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        autoencoder = AutoencoderConfig(image_size, own.pop("latent_channels"), own.pop("latent"))
+        return ModelConfig(cameras, proprio_size, action_size, autoencoder=autoencoder, members=members, **own)
+
+
+@dataclass(frozen=True)
+class StreamsConfig:
+    """Which streams of the data are used; what is left out (null) is as the data's own card suggests.
+
+    `cameras`: names, or {the model's name: the data's name}; `proprio`: state streams, joined in this order; `action`: the
+    stream that a policy sends, "" for none.
+    """
+
+    cameras: dict[str, str] | tuple[str, ...] | None = None
+    proprio: tuple[str, ...] | None = None
+    action: str | None = None
+
+
+@dataclass(frozen=True)
+class MemberConfig:
+    """One dataset of a mixture; `declare` as in `TrainRun`; `use_actions=false` makes it video without actions."""
+
+    name: str
+    data: str
+    weight: float = 1.0
+    streams: StreamsConfig = field(default_factory=StreamsConfig)
+    use_actions: bool = True
+    declare: dict[str, Any] | None = None
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
+            raise ValueError(f"the name of a member has letters, digits, _ and - only, got {self.name!r}")
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    """Several datasets for one model.
+
+    `by`: dataset (weights of members), task (every task the same, or as in `tasks`), balanced, proportional (to windows);
+    `rate_hz`: ticks of the model, null for those of the first member with actions; `normaliser`: "member", each its own, or
+    "shared" by members whose action conventions agree.
+    """
+
+    members: tuple[MemberConfig, ...] = ()
+    by: str = "dataset"
+    tasks: dict[str, float] | None = None
+    rate_hz: float | None = None
+    normaliser: str = "member"
+
+    def __post_init__(self):
+        names = [member.name for member in self.members]
+        if len(set(names)) != len(names):
+            raise ValueError(f"members of a mixture need different names, got {names}")
+        if self.normaliser not in ("member", "shared"):
+            raise ValueError(f"normaliser must be 'member' or 'shared', got {self.normaliser!r}")
+        if self.rate_hz is not None and not self.rate_hz > 0:
+            raise ValueError(f"rate_hz must be positive, got {self.rate_hz}")
+
+
+@dataclass(frozen=True)
+class TrainRun:
+    """Data in, a checkpoint folder out.
+
+    `data`: a store or a dataset of any format that can be read, which is converted once into `out`/data; a `mixture` with
+    members stands in its place. `image_size`: pixels a side, null for the data's own where the card tells one, else 64.
+    `declare`: what the card leaves unknown, e.g. {image_orientation: upright, action: {mode: delta}}. `cache_gb`: memory for
+    frames and latents.
+    """
+
+    data: str = "runs/lift.zarr"
+    out: str = "runs/lift"
+    validation: float = 0.08
+    only_success: bool = True
+    camera_dropout: float = 0.05
+    logger: str = "offline"
+    threads: int = 0
+    image_size: int | None = None
+    cache_gb: float = 2.0
+    declare: dict[str, Any] | None = None
+    streams: StreamsConfig = field(default_factory=StreamsConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    model: SizeConfig = field(default_factory=SizeConfig)
+    autoencoder: AutoencodeConfig = field(default_factory=AutoencodeConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True)
+class EvalRun:
+    """`rollouts` closed-loop episodes of a checkpoint, seeds from `seed` on, in `workers` processes.
+
+    `member`: whose robot to act for, of a checkpoint of a mixture; "" for the first with actions.
+    """
+
+    checkpoint: str = "runs/lift/model"
+    member: str = ""
+    world: WorldConfig = field(default_factory=WorldConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    rollouts: int = 50
+    seed: int = 100_000
+    workers: int = 2
+    keep_videos: int = 2
+    out: str | None = None

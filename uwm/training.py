@@ -1,0 +1,183 @@
+"""Training: data and a config in, a checkpoint folder out; and checkpoints back as models.
+
+    TrainRun --> TrainingData (datasets, splits, statistics) --> autoencoder --> ModelWindows --> loop --> checkpoint
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from uwm.core.config import ConfigError, from_mapping, to_mapping
+from uwm.data import ONLY, TrainingData, members_of, window_config
+from uwm.dataset import Dataset
+from uwm.learn import checkpoint as checkpoints
+from uwm.learn.autoencode import train_autoencoder
+from uwm.learn.logs import Log
+from uwm.learn.loop import PRECISIONS, TrainState, generator_at
+from uwm.learn.loop import train as run_training
+from uwm.learn.objective import Batch
+from uwm.nn.model import ModelConfig, UnifiedModel
+from uwm.runs import TrainRun
+from uwm.windows import MixtureWindows, ModelWindows
+
+DATA_FIELDS = ("robot", "cameras", "image_size", "image_orientation", "rate_hz", "proprio", "action")  # of data and checkpoint
+
+
+def train(run: TrainRun) -> Path:
+    """Trains, or goes on with a stopped run; returns the checkpoint's folder."""
+    out = Path(run.out) / "model"
+    data = TrainingData(run)
+    about = _unfinished(out, run, data)
+    if about is not None and about["step"] >= run.train.steps:
+        print(f"train: {out} is trained ({about['step']} steps)")
+        return out
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    torch.manual_seed(run.train.seed)
+    model = UnifiedModel(data.model_config())
+    state = TrainState.fresh(model, run.train)
+    with Log(Path(run.out), run.logger, to_mapping(run), resume=about is not None) as log:
+        if about is None:
+            _prepare(model, data, log)
+            state = TrainState.fresh(model, run.train)
+        else:
+            print(f"train: resuming {out} at step {about['step']}")
+            _restore(model, state, checkpoints.load(out, for_training=True))
+        windows = data.windows(model)
+        save = partial(_save, out, data, model, windows)
+        log.begin("train", run.train.steps, state.step)
+        run_training(model, state, _batches(windows, run, state.step), run.train, log.step, save)
+    return out
+
+
+def _prepare(model: UnifiedModel, data: TrainingData, log: Log) -> None:
+    """Normalisers from statistics, then the autoencoder's own training."""
+    _fit(model, data)
+    if not data.films:
+        return
+    run = data.run
+    log.begin("autoencoder", run.autoencoder.steps, 0)
+    train_autoencoder(
+        model.autoencoder, data.frames(), run.autoencoder, run.train.seed, PRECISIONS[run.train.precision],
+        lambda step, error: log.step(step + 1, {"autoencoder": error}),
+    )  # fmt: skip
+
+
+def _fit(model: UnifiedModel, data: TrainingData) -> None:
+    members = {each.name: own for each, own in zip(model.config.members, model.members, strict=True)}
+    for name, found in data.statistics.items():
+        targets = (members[name].action, members[name].proprio) if members else (model.normalise_action, model.normalise_proprio)
+        for kind, normaliser in zip(("action", "proprio"), targets, strict=True):
+            if kind in found:
+                normaliser.fit(found[kind])
+    model.act_as()
+
+
+def _batches(windows: ModelWindows | MixtureWindows, run: TrainRun, start: int) -> Iterator[Batch]:
+    for step, chosen in enumerate(windows.batches(run.train.batch, run.train.seed, start), start=start):
+        # Another stream than the objective's: the two must not draw the same numbers.
+        yield windows.batch(chosen, generator_at(run.train.seed + 7919, step))
+
+
+def _unfinished(out: Path, run: TrainRun, data: TrainingData) -> dict | None:
+    """What is said about an earlier run in this folder, or None; another config or other data is an error."""
+    if not (out / "checkpoint.json").is_file():
+        return None
+    about = checkpoints.describe(out)
+    before = _member_cards(about["card"])
+    for each in data.datasets:
+        known = before.get(each.name, {})
+        if known.get("data_checksum") != each.store.checksum_of(each.training):
+            how = _differences(known, each.about(data.side, data.rate_hz), str(out), str(each.path))
+            raise ConfigError(
+                f"{out} was trained on other data than {each.path}{f' ({how})' if how else ''}: choose another `out`, or remove that folder"
+            )
+    # Settings that an older version did not know are at their defaults.
+    then, now = (_without_places(to_mapping(each)) for each in (from_mapping(TrainRun, about["config"], str(out)), run))
+    kept = ("model", "augment", "autoencoder", "train", "streams", "declare", "mixture", "image_size", "camera_dropout")
+    changed = [key for key in kept if then[key] != now[key]]
+    if changed:
+        raise ConfigError(f"{out} was trained with other settings ({', '.join(changed)}): choose another `out`, or remove that folder")
+    return about
+
+
+def _without_places(run: dict) -> dict:
+    """A run's settings without where the data lie: what they hold is told by checksums."""
+    members = [{**member, "data": ""} for member in run["mixture"]["members"]]
+    return json.loads(json.dumps({**run, "mixture": {**run["mixture"], "members": members}}))
+
+
+def _differences(card: dict, other: dict, here: str, there: str) -> str:
+    from uwm_data import cards
+
+    return cards.sentence(cards.differences(card, other, DATA_FIELDS), here, there)
+
+
+def _member_cards(card: dict) -> dict[str, dict]:
+    """{dataset: its card} of a checkpoint."""
+    return card.get("members") or {ONLY: card}
+
+
+def _save(out: Path, data: TrainingData, model: UnifiedModel, windows: ModelWindows | MixtureWindows, state: TrainState) -> None:
+    run, members = data.run, data.cards()
+    card = {**members[data.first.name], "episodes_held_out": data.first.held_out, "model": to_mapping(model.config)}
+    card |= {"split_seed": run.train.seed, "validation": run.validation, "normalise": to_mapping(run.model.normalise)}
+    if isinstance(windows, MixtureWindows):
+        drawn = windows.mixture.record(state.step, run.train.batch)
+        card |= {"members": members, "drawn": {"steps": state.step, "by": run.mixture.by, "pools": drawn}}
+    saved = checkpoints.Checkpoint(
+        state.step, to_mapping(run), card, model.state_dict(), state.average.weights, state.optimiser.tensors()
+    )  # fmt: skip
+    checkpoints.save(out, saved)
+
+
+def _restore(model: UnifiedModel, state: TrainState, saved: checkpoints.Checkpoint) -> None:
+    model.load_state_dict(saved.weights)
+    state.optimiser.restore(saved.optimiser)
+    state.average.weights = {name: saved.average[name] for name in state.average.weights}
+    state.step = saved.step
+
+
+# ---------------------------------------------------------------------------------------------------- checkpoints as models
+
+
+def load_model(path: str | Path, member: str = "") -> tuple[UnifiedModel, dict]:
+    """A checkpoint's averaged weights, ready to act, and its card. Needs the core packages only.
+
+    `member`: whose robot of a mixture it acts for, by default that of the first member with actions.
+    """
+    saved = checkpoints.load(Path(path))
+    model = UnifiedModel(from_mapping(ModelConfig, saved.card["model"], f"{path}: model"))
+    model.load_state_dict(saved.average)
+    model.act_as(member)
+    own = saved.card.get("members", {}).get(member or model.config.acting, {})
+    card = {**saved.card, **own}
+    if own:
+        card["episodes_held_out"] = own["split"]["held_out"]
+    return model.eval(), {**card, "step": saved.step, "config": saved.config}
+
+
+def held_out(path: str | Path, data: str | Path | None = None, member: str = "") -> tuple[UnifiedModel, ModelWindows]:
+    """A checkpoint's model and the windows of the episodes that it was not trained on, of its own data or of other data.
+
+    Of other data all episodes are taken, none of which it has seen; ConfigError when they are not of its kind.
+    """
+    model, about = load_model(path, member)
+    run = from_mapping(TrainRun, about["config"], str(path))
+    given = next(each for each in members_of(run) if each.name == (member or model.config.acting or ONLY))
+    chosen = Dataset(given if data is None else replace(given, data=str(data)), run)
+    how = _differences(about, chosen.about(model.config.autoencoder.image_size, about["rate_hz"]), str(path), str(chosen.path))
+    if how:
+        raise ConfigError(f"{chosen.path} does not fit the checkpoint: {how}")
+    episodes = about["episodes_held_out"] if data is None or _holds_training_of(about, chosen) else chosen.store.episodes
+    return model, ModelWindows(chosen, model, episodes, window_config(run, about["rate_hz"]), given.name if model.config.members else "")
+
+
+def _holds_training_of(about: dict, data: Dataset) -> bool:
+    """Whether a store has the episodes that a checkpoint was trained on, perhaps with more behind them."""
+    trained = about.get("split", {}).get("training", data.training)  # older checkpoints know their seed only
+    return set(trained) <= set(data.store.episodes) and data.store.checksum_of(trained) == about["data_checksum"]

@@ -1,0 +1,266 @@
+"""Windows of datasets as batches for the objective.
+
+    one dataset   Windows ---> images, proprioception, actions, latents ---> Batch
+    a mixture     a draw names windows of each ---> one Batch per dataset ---> joined, what one lacks masked
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import pad
+
+from uwm.dataset import Dataset, as_tensor, resized
+from uwm.learn.augment import AugmentConfig, augment
+from uwm.learn.autoencode import LatentTable, merged_tokens
+from uwm.learn.objective import Batch
+from uwm.nn.codecs import Normaliser, VideoCodec, frames_to_unit
+from uwm.nn.model import Observation, UnifiedModel
+
+_RATE_SLACK = 1e-6  # of one frame, as in `uwm_data.windows`
+
+
+@dataclass(frozen=True)
+class WindowConfig:
+    """Ticks per second of the model; what is done to training frames; memory for latents of frames."""
+
+    rate_hz: float
+    augment: AugmentConfig
+    camera_dropout: float
+    cache_bytes: int
+
+
+class ModelWindows:
+    """Windows of some episodes of one dataset as objective batches; video tokens come from a table of latents.
+
+    `member`: whose normalisers of a model of a mixture; its actions and proprioception are then padded to the model's.
+    """
+
+    def __init__(self, data: Dataset, model: UnifiedModel, episodes: Sequence[int], config: WindowConfig, member: str = ""):
+        import uwm_data
+
+        self.data, self.model, self.config, self.member = data, model, config, member
+        ticks = range(-model.config.past, model.config.horizon)
+        self.rates = rates_of(data, ticks, config.rate_hz)
+        offsets = dict.fromkeys((*data.cameras.values(), *data.proprio), (0,))
+        if data.action:
+            offsets |= dict.fromkeys((data.action, data.intended), self.rates.offsets if self.rates else ticks)
+        self.windows = uwm_data.Windows(data.store, offsets, episodes, data.anchor, config.cache_bytes)
+        self.codec = model.video
+        films = bool(model.config.video_frames and data.cameras)
+        self.latents = (self._table() if self._fits_in_memory() else self._encoded) if films else None
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def batches(self, batch_size: int, seed: int, start: int) -> Iterator[np.ndarray]:
+        """Window numbers of the steps from `start` on."""
+        import uwm_data
+
+        return uwm_data.shuffled(len(self), batch_size, seed, start)
+
+    def batch(self, indices: np.ndarray, generator: Generator | None = None) -> Batch:
+        """Windows by number; with a generator the frames are augmented and cameras dropped (training)."""
+        read, model = self.windows.batch(indices), self.model
+        images, present = self._see(read, generator)
+        proprio, felt = self._feel(read)
+        action, intended, there = self._act(read)
+        future = torch.arange(action.shape[1]) >= model.config.past
+        tokens, valid = {"action": action}, [there]
+        for camera in model.config.cameras if model.config.video_frames else ():
+            tokens[camera], there = self._video(camera, indices, read.tick)
+            valid.append(there)
+        return Batch(
+            Observation(images, proprio, present | felt, normalised=bool(self.member)),
+            model.layout.pack(tokens),
+            torch.cat(valid, dim=1),
+            torch.where(future[None, :, None], intended, action),
+            self._dims(len(indices)),
+            self._has(valid),
+        )
+
+    def future_frames(self, indices: np.ndarray) -> dict[str, Tensor]:
+        """The true future frames (B, T, 3, H, W) in [0, 1] of windows by number, clamped at the end of the episode."""
+        place, tick = self.windows.locate(np.asarray(indices))
+        found = {}
+        for camera in self.data.cameras:
+            found[camera] = frames_to_unit(self._read(camera, place, self._frames_at(camera, tick))[0])
+        return found
+
+    # ---- what is observed ------------------------------------------------------------------------------------
+
+    def _see(self, read, generator: Generator | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        images, present, count = {}, {}, len(read.tick)
+        for camera, own in self.data.cameras.items():
+            images[camera] = frames_to_unit(resized(torch.from_numpy(np.ascontiguousarray(read.values[own][:, 0])), self._side))
+            if not read.valid[own].all():
+                present[camera] = torch.from_numpy(read.valid[own][:, 0])
+        if generator is None:
+            return images, present
+        images = {camera: augment(image, self.config.augment, generator) for camera, image in images.items()}
+        for camera in images:
+            kept = torch.rand(count, generator=generator) < 1 - self.config.camera_dropout
+            present[camera] = kept & present.get(camera, kept)
+        return images, present
+
+    def _feel(self, read) -> tuple[Tensor, dict[str, Tensor]]:
+        """Proprioception, joined from its streams, and where none of it is there; missing numbers are the mean ones."""
+        count, normaliser = len(read.tick), self._normalisers[1]
+        if not self.data.proprio:
+            wide = self.model.config.proprio_size if self.member else normaliser.size
+            return torch.zeros(count, wide), {"proprio": torch.zeros(count, dtype=torch.bool)}
+        parts = [as_tensor(read.values[name][:, 0]) for name in self.data.proprio]
+        there = [torch.from_numpy(read.valid[name]) for name in self.data.proprio]
+        known = torch.cat([one.expand(-1, part.shape[1]) for one, part in zip(there, parts, strict=True)], dim=1)
+        proprio = torch.where(known, torch.cat(parts, dim=1), normaliser.mean)
+        if self.member:
+            proprio = normaliser.normalise(proprio)
+            proprio = pad(proprio, (0, self.model.config.proprio_size - proprio.shape[1]))
+        return proprio, {} if bool(known.all()) else {"proprio": known.any(dim=1)}
+
+    # ---- what is denoised ------------------------------------------------------------------------------------
+
+    def _act(self, read) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalised executed and intended actions (B, n, A), and which are there (B, n)."""
+        count, model = len(read.tick), self.model.config
+        ticks = model.past + model.horizon
+        if not self.data.action:
+            nothing = torch.zeros(count, ticks, model.action_size)
+            return nothing, nothing, torch.zeros(count, ticks, dtype=torch.bool)
+        found = []
+        for name in (self.data.action, self.data.intended):
+            values, valid = read.values[name], read.valid[name]
+            if self.rates:
+                values, valid = self.rates(values, valid)
+            normalised = self._normalisers[0].normalise(as_tensor(values))
+            found.append((pad(normalised, (0, model.action_size - normalised.shape[-1])), valid))
+        (action, valid), (intended, _) = found
+        return action, intended, torch.from_numpy(np.ascontiguousarray(valid))
+
+    def _video(self, camera: str, indices: np.ndarray, tick: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Tokens of the future frames of a camera, and which are there."""
+        stream = self.model.layout[camera]
+        if camera not in self.data.cameras:
+            return torch.zeros(len(tick), stream.tokens, stream.size), torch.zeros(len(tick), stream.tokens, dtype=torch.bool)
+        place = self.windows.locate(np.asarray(indices))[0]
+        return self.latents(camera, torch.from_numpy(place), torch.from_numpy(self._frames_at(camera, tick)))
+
+    def _frames_at(self, camera: str, tick: np.ndarray) -> np.ndarray:
+        """Frame numbers of the model's future frames, (B, T): the newest ones at their times."""
+        own = self.data.store.streams[self.data.cameras[camera]].rate_hz
+        ahead = np.array(self.model.config.video_frames) * (own / self.config.rate_hz)
+        return np.floor(tick[:, None] * (own / self.data.rate_hz) + ahead + _RATE_SLACK).astype(np.int64)
+
+    def _table(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        frames = self.data.frames(self.windows.episodes.tolist(), self._side)
+        return LatentTable(self.codec, frames, tuple(self.data.cameras)).at
+
+    def _encoded(self, camera: str, place: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """What a table would give, encoded afresh: for data whose latents do not fit into memory."""
+        image, there = self._read(camera, place.numpy(), frames.numpy())
+        single = VideoCodec(self.codec.autoencoder, self.codec.patch)
+        tokens = single.encode(frames_to_unit(image).flatten(0, 1)[:, None]).unflatten(0, frames.shape)
+        return merged_tokens(self.codec, tokens, there)
+
+    def _fits_in_memory(self) -> bool:
+        numbers = self.codec.size // self.codec.merge * self.codec.grid[0] * self.codec.grid[1]
+        return 4 * numbers * self.data.frame_count(self.windows.episodes.tolist()) <= self.config.cache_bytes
+
+    def _read(self, camera: str, place: np.ndarray, frames: np.ndarray) -> tuple[Tensor, Tensor]:
+        """uint8 frames (B, T, side, side, 3) of the place-th episodes, clamped into them, and which were there (B, T).
+
+        Black where an episode lacks the camera.
+        """
+        import uwm_data
+
+        own, store = self.data.cameras[camera], self.data.store
+        starts, lengths = store.extents(own, self.windows.episodes[place])
+        frames, there = uwm_data.clamp_frames(frames, np.maximum(lengths, 1)[:, None])
+        there[lengths == 0] = False
+        found = np.zeros((*frames.shape, *store.streams[own].shape), np.uint8)
+        some = lengths > 0
+        found[some] = store.read_rows(own, (starts[:, None] + frames)[some].reshape(-1)).reshape(found[some].shape)
+        return resized(torch.from_numpy(found), self._side), torch.from_numpy(there)
+
+    # ---- how it fits the model -------------------------------------------------------------------------------
+
+    @property
+    def _side(self) -> int:
+        return self.model.config.autoencoder.image_size
+
+    @property
+    def _normalisers(self) -> tuple[Normaliser, Normaliser]:
+        for each, own in zip(self.model.config.members, self.model.members, strict=True):
+            if each.name == self.member:
+                return own.action, own.proprio
+        return self.model.normalise_action, self.model.normalise_proprio
+
+    def _dims(self, count: int) -> Tensor | None:
+        if not self.member:
+            return None
+        return (torch.arange(self.model.config.action_size) < self.data.action_size).expand(count, -1)
+
+    def _has(self, valid: list[Tensor]) -> dict[str, Tensor]:
+        """Which samples have actions, and which video, at all: {} where all have both, as with most single datasets."""
+        acts = valid[0].any(dim=1)
+        has = {} if bool(acts.all()) else {"action": acts}
+        if self.model.layout.of_kind("video") and not self.data.cameras:
+            has["video"] = torch.zeros(len(acts), dtype=torch.bool)
+        return has
+
+
+def rates_of(data: Dataset, ticks: Sequence[int], rate_hz: float):
+    """How the actions of a dataset are brought to `rate_hz`; None where they are at it."""
+    from uwm_data.rates import ActionRates
+
+    ratio = data.rate_hz / rate_hz
+    if not data.action or abs(ratio - 1) < 1e-9:
+        return None
+    mode = data.card.get("action", {}).get("mode", "unknown")
+    try:
+        return ActionRates(ticks, ratio, mode, data.held)
+    except ValueError as error:
+        raise type(error)(f"{data.path} ({data.rate_hz:g} Hz, the model {rate_hz:g} Hz): {error}") from error
+
+
+class MixtureWindows:
+    """Windows of several datasets, drawn by a mixture, as one batch."""
+
+    def __init__(self, members: dict[str, ModelWindows], mixture):
+        self.members, self.mixture = members, mixture
+
+    def batches(self, batch_size: int, seed: int, start: int) -> Iterator:
+        """The draws of the steps from `start` on; the mixture has its own seed."""
+        step = start
+        while True:
+            yield self.mixture.draw(step, batch_size)
+            step += 1
+
+    def batch(self, draw, generator: Generator | None = None) -> Batch:
+        """The windows of a draw, dataset by dataset."""
+        parts = [self.members[name].batch(numbers, generator) for name, numbers in draw.windows.items() if len(numbers)]
+        joined = _joined(parts, next(iter(self.members.values())).model)
+        acting = joined.has["action"].float().mean()
+        shares = {f"share {name}": share for name, share in draw.shares.items()}
+        return replace(joined, drawn={**shares, "share with actions": float(acting)})
+
+
+def _joined(parts: list[Batch], model: UnifiedModel) -> Batch:
+    """One batch of several; cameras that one lacks are black and absent there."""
+    side, images, present = model.config.autoencoder.image_size, {}, {}
+    for camera in model.config.cameras:
+        images[camera] = torch.cat([p.observation.images.get(camera, torch.zeros(len(p.clean), 3, side, side)) for p in parts])
+        present[camera] = torch.cat([_there(p, camera, camera in p.observation.images) for p in parts])
+    present["proprio"] = torch.cat([_there(p, "proprio", True) for p in parts])
+    has = {
+        kind: torch.cat([p.has.get(kind, torch.ones(len(p.clean), dtype=torch.bool)) for p in parts]) for kind in model.layout.kinds
+    }  # fmt: skip
+    observation = Observation(images, torch.cat([p.observation.proprio for p in parts]), present, normalised=True)
+    together = [torch.cat([getattr(p, name) for p in parts]) for name in ("clean", "valid", "intended", "dims")]
+    return Batch(observation, *together, has)
+
+
+def _there(part: Batch, name: str, is_given: bool) -> Tensor:
+    return part.observation.present.get(name, torch.full((len(part.clean),), is_given))
