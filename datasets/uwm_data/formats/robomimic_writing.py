@@ -1,0 +1,436 @@
+"""Writing robomimic's HDF5 so that nothing is lost when the writer is killed.
+
+    can.hdf5.partial/             while it is being written
+      header.json                 streams, card, options: the same call goes on, another one is refused
+      00000000.hdf5               one finished demonstration a file, there by one rename
+      00000001.hdf5
+    close(): whole.hdf5 is put together of them, and of can.hdf5 if there was one   --rename-->   can.hdf5
+
+An HDF5 file that loses its writer may lose everything, so demonstrations are never added to one in place. A worker makes the
+small file as bytes in memory; putting together copies packed bytes and packs nothing again.
+
+In the file, besides what robomimic knows, an attribute `uwm` on the root keeps streams and card, and one on each demonstration
+its metadata; robomimic does not look at them, and `read` restores from them what its layout has no place for.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from uwm_data import durable
+from uwm_data.errors import FormatError
+from uwm_data.formats import RawEpisode
+from uwm_data.formats.demonstrations import DEMO
+from uwm_data.formats.hdf5 import Hdf5File, from_json, h5py_module, looks_like_hdf5
+from uwm_data.journal import canonical
+from uwm_data.lock import LOCK_FILE, WriterLock
+from uwm_data.streams import StreamSpec, check_episode, check_names, reference_stream
+
+KEPT = "uwm"  # the attribute that keeps what robomimic has no place for
+VERSION = 1
+HEADER, WHOLE = "header.json", "whole.hdf5"
+DONE_MODES = ("both", "end", "success")
+GYM = 2  # robomimic's number for worlds that are not robosuite's
+LIKE_THE_NAME = {"reward": "rewards", "done": "dones", "states": "states"}
+SPLITS = {"validation": "valid", "val": "valid"}
+CHANGING = ("checksum", "created", "code_version")  # of a card: what may differ when a writer goes on
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What goes where: every stream of the episodes, and for those that are written their path in a demonstration."""
+
+    streams: dict[str, StreamSpec]
+    paths: dict[str, str]
+    action: str
+    next_obs: bool
+    compress: bool
+    done_mode: str
+
+    @property
+    def derived(self) -> list[str]:
+        """Paths that are made up here, because no stream holds them."""
+        return [path for path in ("rewards", "dones") if path not in self.paths.values()]
+
+
+def write(
+    path: str | Path,
+    streams: Mapping[str, StreamSpec],
+    card: Mapping,
+    next_obs: bool = True,
+    compress: bool = True,
+    done_mode: str = "both",
+) -> RobomimicSink:
+    """Begin a robomimic file, or go on with one that this began; FormatError for a file of somebody else, or other streams or card.
+
+    next_obs: also write what follows each action (the frame after the last action is kept nowhere else, and the file doubles).
+    compress: gzip the images, one frame a chunk. done_mode: `dones` where no stream tells them, as robomimic does it: 1 at the
+    "end" of a demonstration, where the task has succeeded ("success"), or "both".
+    """
+    check_names(streams)
+    if done_mode not in DONE_MODES:
+        raise FormatError(f"done_mode {done_mode!r}: use one of {', '.join(DONE_MODES)}")
+    named = card.get("policy", {}).get("action")
+    action = named if named in streams else reference_stream(streams)
+    if streams[action].kind != "action":
+        raise FormatError("robomimic keeps demonstrations with actions, and none of these streams is one; try the format videos")
+    paths, left_out = _paths(streams, card, action)
+    plan = Plan(dict(streams), paths, action, next_obs, compress, done_mode)
+    return RobomimicSink(Path(path), plan, json.loads(canonical(dict(card))), left_out + _not_kept(plan))
+
+
+def _paths(streams: Mapping[str, StreamSpec], card: Mapping, action: str) -> tuple[dict[str, str], list[str]]:
+    """({stream: its path in a demonstration}, streams that find no place, in words)."""
+    source = card.get("source", {})
+    before = source.get("names", {}) if source.get("format") == "robomimic" else {}
+    paths, left_out = {}, []
+    for name, spec in streams.items():
+        if spec.rate_hz != streams[action].rate_hz:
+            left_out.append(f"{name}: {spec.rate_hz:g} Hz, and a robomimic file has one rate, the actions' {streams[action].rate_hz:g} Hz")
+            continue
+        path = before.get(name) or _path(name, spec, action)
+        taken = set(paths.values())
+        paths[name] = path if path not in taken else f"obs/{name}"
+        if paths[name] in taken:
+            raise FormatError(f"streams {name!r} and another one would both be written as {path}; rename one of them")
+    return paths, left_out
+
+
+def _path(name: str, spec: StreamSpec, action: str) -> str:
+    if name == action:
+        return "actions"
+    if name == "action_abs":
+        return "actions_abs"
+    if spec.kind == "action":
+        return f"action_dict/{name.removeprefix('action_')}"
+    if spec.kind == "label" and not spec.closing:
+        return LIKE_THE_NAME.get(name, f"labels/{name}")
+    return f"obs/{name}_image" if spec.kind == "video" else f"obs/{name}"
+
+
+def _not_kept(plan: Plan) -> list[str]:
+    """What the layout cannot hold, in words."""
+    told = []
+    observed = {name: plan.streams[name].closing for name, path in plan.paths.items() if path.startswith("obs/")}
+    closing = [name for name, is_closing in observed.items() if is_closing]
+    if closing and not plan.next_obs:
+        told.append(f"the frame after the last action of {', '.join(closing)} (next_obs is off)")
+    elif closing and len(closing) < len(observed):
+        open_ended = ", ".join(name for name in observed if name not in closing)
+        told.append(f"next_obs of {open_ended}: these end with the last action; load the file with hdf5_load_next_obs off, or without them")
+    lost = [name for name, path in plan.paths.items() if plan.streams[name].closing and not path.startswith("obs/")]
+    lost = [name for name in lost if plan.streams[name].kind != "action"]
+    told += [f"{name}: its frame after the last action, as it is not an observation" for name in lost]
+    maybe = [name for name in plan.paths if plan.streams[name].optional and name != plan.action]
+    if maybe:
+        told.append(f"{', '.join(maybe)} may be missing in a demonstration, and robomimic's loader wants all keys in all of them")
+    return told
+
+
+# ---- one demonstration, in a worker ------------------------------------------------------------------------------------
+
+
+def encoded(plan: Plan, raw: RawEpisode) -> bytes:
+    """A small HDF5 file with one demonstration in the group `demo`; FormatError on an episode that is not legal."""
+    arrays = check_episode(plan.streams, raw.arrays)
+    if not len(arrays[plan.action]):
+        raise FormatError("the episode has no actions, and robomimic keeps demonstrations only; leave it out")
+    try:
+        return _image(plan, arrays, json.loads(canonical(raw.meta)))
+    except (OSError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError(f"the episode cannot be written as HDF5: {error}") from error
+
+
+def _image(plan: Plan, arrays: Mapping[str, np.ndarray], meta: dict) -> bytes:
+    kept = meta.pop("robomimic", {})
+    derived = plan.derived
+    with h5py_module().File("demo", "w", driver="core", backing_store=False) as file:
+        demo = file.create_group("demo")
+        for name, path in plan.paths.items():
+            _add_stream(demo, plan, path, plan.streams[name], arrays[name], len(arrays[plan.action]))
+        _add_derived(demo, plan, arrays, meta)
+        for path, value in kept.get("arrays", {}).items():
+            demo[path] = _plain(value)
+        for name, value in kept.get("attributes", {}).items():
+            demo.attrs[name] = _plain(value)
+        if meta.get("instruction") and "ep_meta" not in demo.attrs:
+            demo.attrs["ep_meta"] = json.dumps({"lang": meta["instruction"]})
+            derived = [*derived, "ep_meta"]
+        demo.attrs["num_samples"] = len(arrays[plan.action])
+        demo.attrs[KEPT] = json.dumps({"meta": meta, "derived": derived, "sections": sorted(kept)})
+        file.attrs["name"] = _name(meta)
+        file.attrs["masks"] = json.dumps(kept.get("masks") or _split(meta))
+        file.flush()
+        return file.id.get_file_image()
+
+
+def _add_stream(demo: Any, plan: Plan, path: str, spec: StreamSpec, values: np.ndarray, ticks: int) -> None:
+    if not len(values):
+        return  # an optional stream that this episode lacks
+    frames = {path: values[:ticks]}
+    if plan.next_obs and spec.closing and path.startswith("obs/"):
+        frames[f"next_{path}"] = values[1:]
+    for place, rows in frames.items():
+        if plan.compress and spec.kind == "video":
+            demo.create_dataset(place, data=rows, chunks=(1, *spec.shape), compression="gzip", compression_opts=4)
+        else:
+            demo.create_dataset(place, data=rows)
+
+
+def _add_derived(demo: Any, plan: Plan, arrays: Mapping[str, np.ndarray], meta: Mapping) -> None:
+    """`rewards` and `dones` where no stream holds them; the reward is 1 on the tick that ends in success, where that is told."""
+    last = np.zeros(len(arrays[plan.action]))
+    last[-1] = 1
+    rewards = next((arrays[name] for name, path in plan.paths.items() if path == "rewards"), None)
+    if rewards is None and "success" in meta:
+        demo["rewards"] = rewards = last * bool(meta["success"])
+    if "dones" in plan.derived:
+        succeeded = np.zeros(len(last), bool) if rewards is None or rewards.ndim != 1 or not len(rewards) else rewards >= 1
+        done = {"both": succeeded | (last > 0), "end": last > 0, "success": succeeded}[plan.done_mode]
+        demo["dones"] = done.astype(np.int64)
+
+
+def _plain(value: Any) -> Any:
+    """A kept value as h5py writes it; texts as variable-length strings."""
+    told = from_json(value)
+    if isinstance(told, np.ndarray) and told.dtype.kind == "O":
+        return told.astype(h5py_module().string_dtype())
+    return told
+
+
+def _name(meta: Mapping) -> str:
+    source = meta.get("source", {})
+    return str(source.get("name", "")) if isinstance(source, Mapping) and source.get("format") == "robomimic" else ""
+
+
+def _split_of(card: Mapping, number: int) -> dict[str, None]:
+    """The splits that name an episode by its number, where the card tells them as {name: numbers}."""
+    told = card.get("split")
+    splits = {key: some for key, some in told.items() if isinstance(some, list)} if isinstance(told, Mapping) else {}
+    return {SPLITS.get(key, key): None for key, some in splits.items() if number in some}
+
+
+def _split(meta: Mapping) -> dict[str, None]:
+    split = meta.get("split")
+    return {SPLITS.get(split, split): None} if isinstance(split, str) and split else {}
+
+
+# ---- all of them -------------------------------------------------------------------------------------------------------
+
+
+class RobomimicSink:
+    """A robomimic file being written (the `Sink` of formats). Demonstrations that were appended survive any crash."""
+
+    def __init__(self, path: Path, plan: Plan, card: dict, left_out: list[str]):
+        self.path = path
+        self.left_out = left_out
+        self._plan = plan
+        self._card = card
+        self._partial = path.with_name(path.name + durable.PARTIAL_SUFFIX)
+        self._already_finished()
+        self._lock = self._begin()
+        self._finished = self._already_finished()
+        self._staged = self._left_by_an_earlier_call()
+
+    @property
+    def _header(self) -> dict:
+        plan = self._plan
+        streams = {name: {**spec.to_json(), "path": plan.paths.get(name, "")} for name, spec in plan.streams.items()}
+        options = {"next_obs": plan.next_obs, "compress": plan.compress, "done_mode": plan.done_mode}
+        return {"version": VERSION, "streams": streams, "card": self._card, "options": options}
+
+    def _already_finished(self) -> int:
+        """Demonstrations in the file that is there; FormatError unless it was written by the same call."""
+        if not self.path.exists():
+            return 0
+        told = json.loads(Hdf5File(self.path, members=1).attribute("", KEPT, "{}")) if looks_like_hdf5(self.path) else {}
+        if "demos" not in told:
+            raise FormatError(f"{self.path} exists and was not written here, so it is left alone; choose another path")
+        _refuse_other(self.path, told, self._header)
+        return int(told["demos"])
+
+    def _begin(self) -> WriterLock:
+        """Take the folder with the parts, or make it."""
+        header = self._partial / HEADER
+        try:
+            self._partial.mkdir(parents=True, exist_ok=True)
+            if header.exists():
+                _refuse_other(self._partial, json.loads(header.read_bytes()), self._header)
+            elif any(file.name != LOCK_FILE and not file.name.startswith(HEADER) for file in self._partial.iterdir()):
+                raise FormatError(f"{self._partial} is not empty and not begun by this writer; move it away")
+            lock = WriterLock(self._partial)
+            if not header.exists():
+                durable.replace_file(header, canonical(self._header))
+            return lock
+        except OSError as error:
+            raise FormatError(f"{self.path} cannot be written: {error.strerror or error}") from error
+        except json.JSONDecodeError as error:
+            raise FormatError(f"{header} is damaged; remove {self._partial} and begin again") from error
+
+    def _left_by_an_earlier_call(self) -> list[Path]:
+        """The finished parts that go on behind the finished file, in order; leftovers are removed."""
+        staged = []
+        for file in sorted(self._partial.glob("*.hdf5*")):
+            if file.name == self._part(self._finished + len(staged)).name:
+                staged.append(file)
+            else:
+                file.unlink()
+        return staged
+
+    def _part(self, index: int) -> Path:
+        return self._partial / f"{index:08d}.hdf5"
+
+    def __len__(self) -> int:
+        return self._finished + len(self._staged)
+
+    def encoder(self) -> Callable[[RawEpisode], bytes]:
+        """Makes the small file with one demonstration."""
+        return partial(encoded, self._plan)
+
+    def append(self, encoded: bytes) -> None:
+        """Put a demonstration on the disk, by one rename."""
+        part = self._part(len(self))
+        try:
+            durable.replace_file(part, encoded)
+        except OSError as error:
+            raise FormatError(self._disk_trouble(error, len(encoded))) from error
+        self._staged.append(part)
+
+    def close(self) -> None:
+        """Put the file together and let go of it; when that fails, the parts stay for the next call."""
+        if not self._lock.release.alive:
+            return
+        try:
+            if self._staged:
+                self._put_together()
+            shutil.rmtree(self._partial)
+        except (OSError, RuntimeError) as error:
+            needed = sum(part.stat().st_size for part in self._staged)
+            raise FormatError(self._disk_trouble(error, needed)) from error
+        finally:
+            self._lock.release()
+
+    def _disk_trouble(self, error: Exception, needed: int) -> str:
+        free = shutil.disk_usage(self._partial).free
+        is_full = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT)
+        what = "the disk is full" if is_full else f"writing failed ({getattr(error, 'strerror', None) or error})"
+        return (
+            f"{self.path}: {what}: {needed / 1e6:.2f} MB needed, {free / 1e6:.2f} MB free. "
+            f"The {len(self)} demonstrations so far are safe in {self._partial}; free some space and go on with the same call"
+        )
+
+    def _put_together(self) -> None:
+        h5py = h5py_module()
+        whole = self._partial / WHOLE
+        _refuse_full_disk(whole, [*self._staged, *([self.path] if self._finished else [])])
+        with h5py.File(whole, "w") as file:
+            book = _Book(file, self._card)
+            if self._finished:
+                with h5py.File(self.path, "r") as before:
+                    book.take_over(before)
+            for number, part in enumerate(self._staged, self._finished):
+                with h5py.File(part, "r") as one:
+                    book.add(one, number)
+            book.finish({**self._header, "derived": self._plan.derived, "demos": len(self)})
+        _synced(whole)
+        os.replace(whole, self.path)
+        durable.sync_folder(self.path.parent)
+
+
+class _Book:
+    """What a robomimic file keeps about all its demonstrations, while they are put into it."""
+
+    def __init__(self, file: Any, card: Mapping):
+        self.file = file
+        self.card = card
+        self.data = file.create_group("data")
+        kept = card.get("robomimic", {})
+        self.mask_types: dict[str, str] = dict(kept.get("masks", {}))
+        self.masks: dict[str, list[tuple[float, str]]] = {name: [] for name in self.mask_types}
+        self.total = 0
+
+    def take_over(self, before: Any) -> None:
+        """Everything of a finished file."""
+        for name, demo in before["data"].items():
+            self._copy(demo, name)
+        for name, mask in before.get("mask", {}).items():
+            told = [text.decode() if isinstance(text, bytes) else text for text in mask[()].tolist()]
+            self.masks[name] = [(float(place), demo) for place, demo in enumerate(told)]
+
+    def add(self, one: Any, number: int) -> None:
+        """One part; its own name if it is free."""
+        name = one.attrs["name"]
+        free = number
+        while not DEMO.fullmatch(name) or name in self.data:
+            name, free = f"demo_{free}", free + 1
+        self._copy(one["demo"], name)
+        told = json.loads(one.attrs["masks"]) or _split_of(self.card, number)
+        for mask, place in told.items():
+            self.masks.setdefault(mask, []).append((float("inf") if place is None else place, name))
+
+    def _copy(self, demo: Any, name: str) -> None:
+        self.file.copy(demo, self.data, name)
+        self.total += int(demo.attrs["num_samples"])
+
+    def finish(self, header: dict) -> None:
+        """Masks, attributes, and what `read` restores streams and card from."""
+        h5py = h5py_module()
+        for name, places in self.masks.items():
+            demos = [demo for _, demo in sorted(places, key=lambda entry: entry[0])]
+            kind = h5py.string_dtype() if self.mask_types.get(name) == "text" else np.array(demos, "S").dtype
+            self.file.create_dataset(f"mask/{name}", data=demos, dtype=kind)
+        kept = self.card.get("robomimic", {})
+        for thing, key in ((self.data, "attributes"), (self.file, "root")):
+            for name, value in kept.get(key, {}).items():
+                thing.attrs[name] = _plain(value)
+        if "env_args" not in self.data.attrs:
+            self.data.attrs["env_args"] = json.dumps(_env_args(self.card), indent=4)
+        self.data.attrs["total"] = self.total
+        self.file.attrs[KEPT] = json.dumps(header)
+
+
+def _env_args(card: Mapping) -> dict:
+    """What robomimic wants to know about the world, where the source was not robomimic's."""
+    versions = card.get("versions", {})
+    told = {"env_name": str(card.get("env", "unknown")), "type": GYM, "env_kwargs": {}}
+    return {**told, "env_version": str(versions.get("robosuite", "unknown")) if isinstance(versions, Mapping) else "unknown"}
+
+
+def _refuse_other(place: Path, found: Mapping, mine: Mapping) -> None:
+    """FormatError, naming the difference, unless a header is the one that this call would write."""
+    mine = json.loads(canonical(dict(mine)))
+    if found.get("version") != VERSION:
+        raise FormatError(f"{place} was written as version {found.get('version')}; this is version {VERSION}")
+    for part in ("streams", "options", "card"):
+        ours, theirs = mine[part], found.get(part, {})
+        differing = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key) and (part != "card" or key not in CHANGING)]
+        if differing:
+            key = differing[0]
+            raise FormatError(
+                f"{place} was begun with other {part}: {key} is {str(theirs.get(key))[:200]} there and {str(ours.get(key))[:200]} now; "
+                "go on with the same ones, or choose another path"
+            )
+
+
+def _refuse_full_disk(whole: Path, parts: list[Path]) -> None:
+    """OSError before anything is written, when there is no room for the file."""
+    needed = sum(part.stat().st_size for part in parts)
+    if shutil.disk_usage(whole.parent).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _synced(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
