@@ -90,23 +90,19 @@ class LeRobotSource:
             source["tasks"] = [self._tasks.get(number, "") for number in range(max(self._tasks, default=-1) + 1)]
         if self._modality is not None:
             source["modality"] = self._modality
-        return {
+        card = {
             # LeRobot keeps pictures as a viewer shows them and does not say more.
             "image_orientation": "upright",
             "rate_hz": self.rate_hz,
             "env": "unknown",
             "robot": info.get("robot_type") or "unknown",
-            "action": {
-                "names": list(self.streams[action].names) if action else [],
-                "units": [],
-                "convention": "unknown",
-                "mode": "unknown",
-                "frame": "unknown",
-                "gripper": "unknown",
-            },
             "policy": {"cameras": by_kind("video"), "proprio": states, "action": action},
             "source": source,
         }
+        if action:
+            unknown = dict.fromkeys(("convention", "mode", "frame", "gripper"), "unknown")
+            card["action"] = {"names": list(self.streams[action].names), "units": [], **unknown}
+        return card
 
     def _take_our_own(self) -> None:
         """What we wrote beside the dataset restores names, units, card and metadata, if it still fits."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -31,12 +31,17 @@ def read(path: str | Path) -> StoreSource:
     return StoreSource(EpisodeStore.open(path))
 
 
-def write(path: str | Path, streams: Mapping[str, StreamSpec], card: Mapping, shard_bytes: int = SHARD_BYTES) -> StoreSink:
-    """A new store at `path`, or the one that is there, continued; FormatError if that one holds other streams or another card."""
+def write(
+    path: str | Path, streams: Mapping[str, StreamSpec], card: Mapping, shard_bytes: int = SHARD_BYTES, compression: str = "zstd"
+) -> StoreSink:
+    """A new store at `path`, or the one that is there, continued; FormatError if that one holds other streams or another card.
+
+    `compression` of video frames, all lossless: zstd, lz4 or none; `shard_bytes`: of raw frames in a file.
+    """
     # A checksum names the content of the store that it was read from.
     card = {key: value for key, value in card.items() if key != "checksum"}
     if not (Path(path) / "zarr.json").exists():
-        return StoreSink(EpisodeStore.create(path, streams, card, shard_bytes=shard_bytes))
+        return StoreSink(EpisodeStore.create(path, streams, card, shard_bytes=shard_bytes, compression=compression))
     store = EpisodeStore.open(path, write=True)
     try:
         _refuse_other(store, streams, card)
@@ -60,12 +65,12 @@ class StoreSource:
     def __len__(self) -> int:
         return len(self.episodes)
 
-    def read(self, index: int) -> RawEpisode:
-        """Whole episode number `index` among the usable ones."""
+    def read(self, index: int, streams: Iterable[str] | None = None) -> RawEpisode:
+        """Episode number `index` among the usable ones, whole or some of its streams."""
         if not 0 <= index < len(self):
             raise FormatError(f"{self.store.path} has usable episodes 0 to {len(self) - 1}, asked for {index}")
-        place = self.episodes[index]
-        return RawEpisode({name: self.store.read(place, name) for name in self.streams}, self.store.meta(place))
+        place, names = self.episodes[index], self.streams if streams is None else streams
+        return RawEpisode({name: self.store.read(place, name) for name in names}, self.store.meta(place))
 
     def close(self) -> None:
         """Let go of files."""

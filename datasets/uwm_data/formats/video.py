@@ -135,21 +135,35 @@ class VideoFile:
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Frames (count, height, width, 3) uint8 RGB from number `start` on; memory grows with `count` only."""
-        if self.promised and start + count > self.promised:
-            raise FormatError(f"{self.path} has {self.promised} frames, frames {start} to {start + count - 1} are asked for")
+        return self.pick(np.arange(start, start + count), (self.height, self.width))
+
+    def pick(self, numbers: np.ndarray, size: tuple[int, int], quarter_turns: int = 0) -> np.ndarray:
+        """Frames (len(numbers), *size, 3) of these numbers, ascending, repeats allowed; turned counter-clockwise, then fitted.
+
+        A frame of another size is scaled until it covers `size`; what stands over on two sides is cut off evenly.
+        """
+        first, last = int(numbers[0]), int(numbers[-1])
+        if self.promised and last >= self.promised:
+            raise FormatError(f"{self.path} has {self.promised} frames, frames {first} to {last} are asked for")
         with self._explained():
-            frames = np.empty((count, self.height, self.width, 3), np.uint8)
+            frames = np.empty((len(numbers), *size, 3), np.uint8)
             filled = 0
-            for filled, frame in enumerate(self._frames(start, count), 1):
-                frames[filled - 1] = frame.to_ndarray(format="rgb24")
-        if filled < count:
-            raise FormatError(f"{self.path} ends after {start + filled} frames, frames {start} to {start + count - 1} are asked for")
+            for number, frame in enumerate(self._frames(first, last + 1 - first), first):
+                stop = filled + int(np.searchsorted(numbers[filled:], number, side="right"))
+                if stop > filled:
+                    frames[filled:stop] = _fitted(frame, size, quarter_turns)
+                filled = stop
+        if filled < len(numbers):
+            raise FormatError(f"{self.path} ends before frame {numbers[filled]}, frames {first} to {last} are asked for")
         return frames
 
-    def rotation(self) -> int:
-        """Degrees, counter-clockwise, by which a player turns the frames (telephones note how they were held)."""
+    def quarter_turns(self) -> int:
+        """How often a player turns the frames by 90 degrees counter-clockwise (telephones note how they were held), 0 to 3."""
         with self._explained():
-            return round(next(iter(self._frames(0, 1))).rotation)
+            first = next(iter(self._frames(0, 1)), None)
+        if first is None:
+            raise FormatError(f"{self.path} holds no frame that can be decoded")
+        return round(first.rotation / 90) % 4
 
     def _frames(self, start: int, count: int) -> Iterator[av.VideoFrame]:
         due = start
@@ -226,6 +240,17 @@ class VideoFile:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def _fitted(frame: av.VideoFrame, size: tuple[int, int], quarter_turns: int) -> np.ndarray:
+    height, width = size[::-1] if quarter_turns % 2 else size
+    if (frame.height, frame.width) != (height, width):
+        scale = max(height / frame.height, width / frame.width)
+        tall, wide = max(height, round(frame.height * scale)), max(width, round(frame.width * scale))
+        frame = frame.reformat(width=wide, height=tall, format="rgb24", interpolation="AREA")
+    pixels = frame.to_ndarray(format="rgb24")
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    return np.rot90(pixels[top : top + height, left : left + width], quarter_turns)
 
 
 def _in_words(error: Exception) -> str:
