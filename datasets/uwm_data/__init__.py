@@ -1,6 +1,7 @@
 """Episodes on disk: a crash-safe zarr v3 store, windows over it, statistics and checks. Knows no model and no simulator."""
 
 from uwm_data.check import Finding, Report, check, main_check, repair
+from uwm_data.copying import copy_store
 from uwm_data.errors import FormatError, StoreError
 from uwm_data.order import shuffled, split_episodes
 from uwm_data.statistics import statistics
@@ -19,6 +20,7 @@ __all__ = [
     "Windows",
     "check",
     "clamp_frames",
+    "copy_store",
     "main_check",
     "repair",
     "shuffled",

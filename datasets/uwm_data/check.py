@@ -13,6 +13,7 @@ from uwm_data import durable, layout
 from uwm_data.errors import StoreError
 from uwm_data.journal import JOURNAL, Episode, Journal, Span, digest_of, read_journal
 from uwm_data.lock import LOCK_FILE, WriterLock
+from uwm_data.remote import RemotePath, is_url, local_path, remote_path
 from uwm_data.shards import Shards
 from uwm_data.store import EpisodeStore
 from uwm_data.wholeness import missing_shards, unfinished_files
@@ -35,7 +36,7 @@ class Finding:
 class Report:
     """What a store looks like now, and what a repair did to it."""
 
-    path: Path
+    path: Path | RemotePath
     episodes: int = 0
     findings: list[Finding] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
@@ -47,15 +48,21 @@ class Report:
 
 
 def check(path: str | Path, verify: bool = True) -> Report:
-    """Look at a store without changing it. `verify` reads every frame and compares it with the digest of its episode."""
-    report = Report(Path(path))
+    """Look at a store without changing it. `verify` reads every frame and compares it with the digest of its episode.
+
+    At a URL the episodes are checked, and not what else lies there.
+    """
+    report = Report(remote_path(path, cache_bytes=0) if is_url(path) else local_path(path))
     try:
         store = EpisodeStore(report.path, tolerate_missing=True)
     except StoreError as error:
         report.findings.append(Finding("metadata", str(error)))
         return report
     report.episodes = len(store)
-    report.findings = [*_unfinished(store), *_summary(store), *_unusable(store, verify), *_notes(store)]
+    if isinstance(report.path, RemotePath):
+        report.findings = [*_summary(store), *_unusable(store, verify)]
+    else:
+        report.findings = [*_unfinished(store), *_summary(store), *_unusable(store, verify), *_notes(store)]
     store.close()
     return report
 
@@ -65,7 +72,9 @@ def repair(path: str | Path, verify: bool = True) -> Report:
 
     Raises StoreError when somebody writes to the store, or when its zarr metadata is beyond repair.
     """
-    path = Path(path)
+    if is_url(path):
+        raise StoreError(f"{path} is remote: repair the local store, then copy it again with uwm_data.copy_store")
+    path = local_path(path)
     _, _, shards = layout.read_layout(path)
     lock = WriterLock(path)
     try:

@@ -143,6 +143,11 @@ class Shards:
             if stop > start + 1:
                 out[at[start + 1 : stop]] = out[first]
 
+    def stored(self, shard: int, size: int) -> bytes:
+        """The first `size` bytes of a shard's file as they are."""
+        (data,) = self._files.read([(self.name(shard), 0, size)])
+        return data
+
     def encode(self, start: int, values: np.ndarray, sizes: Mapping[int, int]) -> list[Piece]:
         """What has to be added to which shard so that frames `values` (n, *shape) stand at rows `start`, `start`+1, ..."""
         if not len(values):

@@ -29,6 +29,7 @@ from uwm_data.creation import build_store, clear_target
 from uwm_data.errors import StoreError
 from uwm_data.journal import JOURNAL, Episode, Journal, Span, canonical, digest_of, read_journal
 from uwm_data.lock import WriterLock
+from uwm_data.remote import CACHE_BYTES, RemotePath, is_url, local_path, remote_path
 from uwm_data.shards import Piece, ShardDamage
 from uwm_data.streams import StreamSpec, check_episode, check_names
 from uwm_data.wholeness import refuse_missing_shards, unfinished_files
@@ -43,8 +44,8 @@ class EpisodeStore:
     Pickles and forks: files open lazily in each process. Only the process that opened it for writing may append.
     """
 
-    def __init__(self, path: Path, lock: WriterLock | None = None, tolerate_missing: bool = False):
-        self.path = Path(path)
+    def __init__(self, path: Path | RemotePath, lock: WriterLock | None = None, tolerate_missing: bool = False):
+        self.path = path
         self.streams, self._card, self.shards = layout.read_layout(self.path)
         self._lock = lock
         self.journal = Journal(self.streams)
@@ -74,7 +75,7 @@ class EpisodeStore:
         `compression` of video frames, lossless: "zstd" (smallest), "lz4" (a fifth larger, three times as fast to read),
         "none".
         """
-        path = Path(path)
+        path = _for_writing(path)
         check_names(streams)
         old_lock = clear_target(path, overwrite)
         try:
@@ -85,11 +86,22 @@ class EpisodeStore:
         return cls(path, lock)
 
     @classmethod
-    def open(cls, path: str | Path, write: bool = False) -> EpisodeStore:
-        """An existing store; `write=True` continues it (waits for nobody: a second writer is a StoreError)."""
-        path = Path(path)
+    def open(
+        cls,
+        path: str | Path,
+        write: bool = False,
+        storage_options: Mapping | None = None,
+        cache_dir: str | Path | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> EpisodeStore:
+        """An existing store; `write=True` continues it (waits for nobody: a second writer is a StoreError).
+
+        `path` may be any fsspec URL (s3://bucket/lift.zarr), for reading: `storage_options` go to its file system, and at
+        most `cache_bytes` of it are kept in `cache_dir` (~/.cache/uwm/blocks), shared by all processes; 0 keeps nothing.
+        """
         if not write:
-            return cls(path)
+            return cls(remote_path(str(path), storage_options, cache_dir, cache_bytes) if is_url(path) else local_path(path))
+        path = _for_writing(path)
         layout.read_layout(path)  # before the lock, so that a foreign folder gets no lock file of ours
         try:
             lock = WriterLock(path)
@@ -227,6 +239,8 @@ class EpisodeStore:
 
     def refresh(self) -> int:
         """Look again what is committed (a writer may have appended); returns the number of episodes."""
+        if isinstance(self.path, RemotePath):
+            self.path.remote.look_again()
         self.journal = read_journal(self.path / JOURNAL, self.streams)
         return len(self)
 
@@ -355,3 +369,9 @@ class EpisodeStore:
         if self._lock and self._lock.release.alive:
             raise StoreError(f"{self.path} is open for writing and cannot be sent to another process; open it there")
         return {**self.__dict__, "_lock": None}
+
+
+def _for_writing(path: str | Path) -> Path:
+    if is_url(path):
+        raise StoreError(f"{path} is remote, and episodes are added on a local disk: do so, then uwm_data.copy_store(folder, {path!r})")
+    return local_path(path)

@@ -27,6 +27,8 @@ def unfinished_files(store: EpisodeStore) -> list[tuple[Path, int]]:
 def missing_shards(store: EpisodeStore) -> dict[int, str]:
     """Usable episodes that need a shard which is gone or shorter than committed, with the reason."""
     bad = {}
+    if not getattr(store.path, "is_listed", True):
+        return bad  # a web server lists nothing: what is missing shows when it is read
     for name, shards in store.shards.items():
         short = {
             shard: f"{shards.path(shard).relative_to(store.path)} {reason}"
