@@ -91,8 +91,8 @@ def _unfinished(out: Path, run: TrainRun, data: TrainingData) -> dict | None:
     before = _member_cards(about["card"])
     for each in data.datasets:
         known = before.get(each.name, {})
-        if known.get("data_checksum") != each.store.checksum_of(each.training):
-            how = _differences(known, each.about(data.side, data.rate_hz), str(out), str(each.path))
+        how = _differences(known, each.about(data.side, data.rate_hz), str(out), str(each.path))
+        if how or known.get("data_checksum") != each.store.checksum_of(each.training):
             raise ConfigError(
                 f"{out} was trained on other data than {each.path}{f' ({how})' if how else ''}: choose another `out`, or remove that folder"
             )
