@@ -1,12 +1,15 @@
-"""Statistics equal numpy's on the frames of the given episodes, and constant dimensions are marked."""
+"""Statistics equal numpy's on the frames of the given episodes, in one pass and bounded memory; odd dimensions are marked."""
 
 import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_episodes import make_store
 from uwm_data import EpisodeStore, StoreError, StreamSpec, statistics
+from uwm_data.statistics import QUANTILES, Summary, summarise
 
 STREAMS = {
     "camera": StreamSpec((3, 4, 2), "uint8", 20, "video"),
@@ -16,8 +19,8 @@ STREAMS = {
 
 
 def numpy_statistics(frames, axes):
-    low, high = np.quantile(frames, [0.01, 0.99], axis=axes)
-    return {"mean": frames.mean(axes), "std": frames.std(axes), "min": frames.min(axes), "max": frames.max(axes), "q01": low, "q99": high}
+    quantiles = {key: np.quantile(frames, share, axis=axes) for key, share in QUANTILES.items()}
+    return {"mean": frames.mean(axes), "std": frames.std(axes), "min": frames.min(axes), "max": frames.max(axes), **quantiles}
 
 
 @pytest.fixture
@@ -87,3 +90,75 @@ def test_numbers_without_dimensions_work(tmp_path):
 def test_no_episodes_is_an_error(store):
     with pytest.raises(StoreError, match="at least one"):
         statistics(store, None, [])
+
+
+# ----------------------------------------------------------------------------------------------- one pass, bounded memory
+
+
+def frames_of(seed, count=20_000):
+    """Dimensions that are easy, far from zero, heavy-tailed, and of a few values."""
+    random = np.random.default_rng(seed)
+    columns = [random.normal(size=count), 1e4 + random.normal(size=count), random.standard_cauchy(count), random.integers(0, 3, count)]
+    return np.stack(columns, axis=1)
+
+
+@pytest.mark.parametrize("portions", [1, 7, 400])
+def test_moments_and_ends_of_a_stream_beyond_the_budget_stay_exact(portions):
+    frames = frames_of(0)
+    found = summarise(np.array_split(frames, portions), budget_bytes=100_000)
+    np.testing.assert_allclose(found["mean"], frames.mean(0), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(found["std"], frames.std(0), rtol=1e-9)
+    assert found["min"] == frames.min(0).tolist() and found["max"] == frames.max(0).tolist() and found["count"] == len(frames)
+
+
+def test_sampled_quantiles_keep_the_stated_error_and_do_not_depend_on_the_portions():
+    frames, kept = frames_of(1, 60_000), 200_000 // (2 * 40)
+    found = summarise(np.array_split(frames, 60), budget_bytes=200_000)
+    assert {key: found[key] for key in QUANTILES} == {key: summarise([frames], budget_bytes=200_000)[key] for key in QUANTILES}
+    for key, share in QUANTILES.items():
+        below = (frames[:, :3] <= np.array(found[key])[:3]).mean(0)
+        assert np.abs(below - share).max() < 4 * np.sqrt(share * (1 - share) / kept), key
+    assert found["q10"] != np.quantile(frames, 0.1, axis=0).tolist(), "this one does not fit into the budget"
+
+
+def test_memory_stays_within_the_budget_whatever_the_length():
+    summary, frames = Summary(budget_bytes=400_000), np.zeros((5000, 8))
+    for _ in range(40):
+        summary.update(frames)
+        assert sum(part.nbytes for part in (*summary.kept, *summary.keys)) <= 400_000
+    assert summary.result()["count"] == 200_000
+
+
+@given(
+    values=st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=60),
+    cuts=st.lists(st.integers(0, 60), max_size=5),
+)
+def test_any_division_into_portions_gives_the_same(values, cuts):
+    frames = np.array(values, "f4")[:, None]
+    found = summarise(np.split(frames, sorted(cut for cut in cuts if cut <= len(frames))))
+    assert found == summarise([frames])
+    np.testing.assert_allclose(found["q50"], np.quantile(frames.astype("f8"), 0.5, axis=0))
+
+
+def test_constant_tiny_and_heavy_tailed_dimensions_are_marked():
+    random = np.random.default_rng(0)
+    frames = np.zeros((2000, 6))
+    frames[:, 0] = random.normal(size=2000)
+    frames[:, 1] = 0.3  # constant
+    frames[:, 2] = 1000 + 0.03 * random.uniform(size=2000)  # a few hundred steps of float32
+    frames[:, 3] = random.standard_cauchy(2000) ** 3
+    frames[:5, 4] = 1.0  # a gripper that moved once: q01 = q99
+    frames[:, 5] = 1e-9 * random.normal(size=2000)  # small, and as well resolved as any
+    found = summarise([frames])
+    assert found["constant"] == [False, True, False, False, False, False]
+    assert found["tiny"] == [False, False, True, False, False, False]
+    assert found["heavy_tailed"] == [False, False, False, True, True, False]
+
+
+def test_episodes_without_an_optional_stream_count_nothing(tmp_path):
+    streams = {"state": STREAMS["state"], "action": StreamSpec((2,), "float32", 20, "action", optional=True)}
+    with EpisodeStore.create(tmp_path / "s.zarr", streams) as store:
+        for count in (0, 6):
+            store.append({"state": np.ones((7, 4), "f4"), "action": np.full((count, 2), 3, "f4")})
+        assert statistics(store, None, [0, 1])["action"]["count"] == 6
+        assert list(statistics(store, None, [0])) == ["state"]
