@@ -7,6 +7,7 @@ Tables hold numbers, texts, lists of them, and pictures as PNG bytes. Whatever e
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -212,9 +213,14 @@ def decoded_pictures(table: pa.Table, field: Field, where: str) -> np.ndarray:
 
 
 def schema_for(fields: Sequence[Field]) -> pa.Schema:
-    """The columns of a data table: the fields that are not videos, then the five that always exist."""
+    """The columns of a data table: the fields that are not videos, then the five that always exist.
+
+    LeRobot up to 0.3 lets Hugging Face's library guess the columns, which takes a struct for a picture only where it is told so.
+    """
     told = [pa.field(field.key, _type_of(field)) for field in fields if field.dtype != "video"]
-    return pa.schema(told + [pa.field(key, pa.from_numpy_dtype(np.dtype(dtype))) for key, dtype in INDEX_DTYPES.items()])
+    seen = {field.key: {"_type": "Image"} for field in fields if field.dtype == "image"}
+    metadata = {"huggingface": json.dumps({"info": {"features": seen}})} if seen else None
+    return pa.schema(told + [pa.field(key, pa.from_numpy_dtype(np.dtype(dtype))) for key, dtype in INDEX_DTYPES.items()], metadata)
 
 
 def _type_of(field: Field) -> pa.DataType:
