@@ -3,6 +3,7 @@
 from uwm_data.check import Finding, Report, check, main_check, repair
 from uwm_data.copying import copy_store
 from uwm_data.errors import FormatError, StoreError
+from uwm_data.loader import Loader
 from uwm_data.order import shuffled, split_episodes
 from uwm_data.statistics import statistics
 from uwm_data.store import EpisodeStore
@@ -13,6 +14,7 @@ __all__ = [
     "EpisodeStore",
     "Finding",
     "FormatError",
+    "Loader",
     "Report",
     "StoreError",
     "StreamSpec",
