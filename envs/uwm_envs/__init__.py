@@ -18,6 +18,7 @@ try:
 except ImportError as error:
     raise ImportError("worlds need gymnasium, which is not installed: pip install 'uwm[sim]'") from error
 
+from uwm_envs.metaworld import TASKS as METAWORLD_TASKS
 from uwm_envs.simulator import choose_gl
 
 choose_gl()  # before anything imports mujoco: it reads the choice once
@@ -35,6 +36,10 @@ _WORLDS = {
     "Door": ("uwm_envs.manipulation:Manipulation", {"task": "Door"}, "uwm_envs.experts.door:DoorExpert"),
     "PushT": ("uwm_envs.pusht:PushT", {}, "uwm_envs.experts.pusht:PushTExpert"),
     "Toy": ("uwm_envs.toy:Toy", {}, "uwm_envs.toy:ToyExpert"),
+    **{
+        f"metaworld-{task}": ("uwm_envs.metaworld:MetaWorld", {"task": task}, "uwm_envs.experts.metaworld:MetaWorldExpert")
+        for task in METAWORLD_TASKS
+    },
 }
 
 NAMES = tuple(_WORLDS)
@@ -52,7 +57,8 @@ def _known(name: str) -> str:
         return name
     close = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.4)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"no world named {name!r}: expected one of {', '.join(NAMES)}{hint}")
+    short = [world for world in NAMES if not world.startswith("metaworld-")]
+    raise ValueError(f"no world named {name!r}: expected one of {', '.join(short)}, or metaworld-TASK (uwm_envs.NAMES lists all){hint}")
 
 
 def make(name: str, **options) -> gymnasium.Env:

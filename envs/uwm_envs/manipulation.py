@@ -117,29 +117,8 @@ class Manipulation(gymnasium.Env):
     @property
     def card(self) -> dict:
         """What a store or checkpoint must know about this world; JSON-able."""
-        return {
-            "env": self._task.name,
-            "robot": "Panda",
-            "rate_hz": RATE_HZ,
-            "cameras": list(self.cameras),
-            "image_size": self._image_size,
-            "image_orientation": "upright",
-            "render_profile": self._profile_name,
-            "action": {
-                "names": list(ACTION_NAMES),
-                "units": list(ACTION_UNITS),
-                "low": [-1.0] * len(ACTION_NAMES),
-                "high": [1.0] * len(ACTION_NAMES),
-                "convention": CONVENTION,
-                "mode": "delta",
-                "frame": "robot base",
-                "gripper": "-1 opens, +1 closes",
-            },
-            "proprio": {"names": list(PROPRIO_NAMES), "units": list(PROPRIO_UNITS)},
-            "instruction": self._task.instruction,
-            "max_steps": self._max_steps,
-            "versions": simulator.versions(),
-        }
+        own = {"instruction": self._task.instruction, "max_steps": self._max_steps}
+        return card(self._task.name, self.cameras, self._image_size, self._profile_name) | own
 
     # -- the whole state ----------------------------------------------------------------------------------------------
 
@@ -294,6 +273,31 @@ class Manipulation(gymnasium.Env):
         for camera in self.cameras:
             if _CAMERAS.get(camera, camera) not in known:
                 raise ValueError(f"no camera {camera!r} in {self._task.name}: expected wrist or one of {', '.join(known)}")
+
+
+def card(env: str, cameras, image_size: int, render: str) -> dict:
+    """What the card of any world with this arm says."""
+    return {
+        "env": env,
+        "robot": "Panda",
+        "rate_hz": RATE_HZ,
+        "cameras": list(cameras),
+        "image_size": image_size,
+        "image_orientation": "upright",
+        "render_profile": render,
+        "action": {
+            "names": list(ACTION_NAMES),
+            "units": list(ACTION_UNITS),
+            "low": [-1.0] * len(ACTION_NAMES),
+            "high": [1.0] * len(ACTION_NAMES),
+            "convention": CONVENTION,
+            "mode": "delta",
+            "frame": "robot base",
+            "gripper": "-1 opens, +1 closes",
+        },
+        "proprio": {"names": list(PROPRIO_NAMES), "units": list(PROPRIO_UNITS)},
+        "versions": simulator.versions(),
+    }
 
 
 def _construct(task):

@@ -46,10 +46,11 @@ def profile_named(name: str) -> Profile:
 class CameraRenderer:
     """Draws square frames of one MuJoCo model; owns a GL context, so close it in the process that made it.
 
-    `model` and `data` are MuJoCo's own MjModel and MjData. Frames are uint8 (size, size, 3), upright.
+    `model` and `data` are MuJoCo's own MjModel and MjData. Frames are uint8 (size, size, 3), upright. Of MuJoCo's groups of
+    shapes, 0 to 2 are drawn without `hidden_groups`: robosuite keeps collision shapes in 0 and the visible ones in 1.
     """
 
-    def __init__(self, model, size: int, profile: Profile):
+    def __init__(self, model, size: int, profile: Profile, hidden_groups=(0,)):
         mujoco = load_mujoco()
         # Multisampling is fixed when the off-screen buffer is made: setting it later has no effect.
         model.vis.quality.offsamples = profile.samples
@@ -67,9 +68,8 @@ class CameraRenderer:
         self._shadow_flag = int(mujoco.mjtRndFlag.mjRND_SHADOW)
         self._reflection_flag = int(mujoco.mjtRndFlag.mjRND_REFLECTION)
         self._shown = mujoco.MjvOption()
-        self._shown.geomgroup[0] = 0  # robosuite keeps collision shapes in group 0 and the visible ones in group 1
-        self._shown.geomgroup[1] = 1
-        self._shown.geomgroup[_OUT_OF_VIEW] = 0
+        for group in (*hidden_groups, _OUT_OF_VIEW):
+            self._shown.geomgroup[group] = 0
         self._model = model
 
     def draw(self, data, camera: str | int) -> np.ndarray:

@@ -14,6 +14,7 @@ exact size of Lift's cube (within 2 mm), and the dirt of Wipe (not shown; whethe
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -120,7 +121,7 @@ def commands(position, rotation, velocity, spin) -> np.ndarray:
     position (N, 3) m, rotation (N, 3, 3), velocity (N, 3) m/s, spin (N, 3) rad/s, all in the robot base's frame. Contact
     and friction are not in it: what the arm was pushing against shows as less motion, not as a larger command.
     """
-    turn = np.stack([rotation_vector(after @ before.T) for before, after in zip(rotation[:-1], rotation[1:], strict=True)])
+    turn = np.stack([rotation_vector(after @ before.T) for before, after in pairwise(rotation)])
     shift = _goal_of_spring(np.diff(position, axis=0), velocity[:-1]) / TRANSLATION_UNIT_M
     return np.concatenate([shift, _goal_of_spring(turn, spin[:-1]) / ROTATION_UNIT_RAD], axis=1)
 
