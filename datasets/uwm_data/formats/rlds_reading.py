@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +68,10 @@ class RldsSource:
         self._records, self._turn = Records(chosen), turn
         if not len(self._records):
             raise FormatError(f"{folder} has shards and no episode in them")
-        leaves = [with_shape_of(leaf, self._features(self._records.place(0)).get(leaf.path, []), leaf.path) for leaf in leaves]
+        first = self._records.place(0)
+        with _named_place(first):
+            found = self._features(first)
+            leaves = [with_shape_of(leaf, found.get(leaf.path, []), leaf.path) for leaf in leaves]
         self._steps = [leaf for leaf in leaves if leaf.path.startswith(STEPS + "/")]
         self._episode = [leaf for leaf in leaves if not leaf.path.startswith(STEPS + "/")]
         if not self._steps:
@@ -91,11 +95,8 @@ class RldsSource:
         if not 0 <= index < len(self):
             raise FormatError(f"{self.path} has episodes 0 to {len(self) - 1}, asked for {index}")
         place = self._records.place(index)
-        where = f"{place.file}, episode {place.number} of split {place.split!r}"
-        try:
+        with _named_place(place):
             return self._episode_of(self._features(place), place)
-        except StoreError as error:
-            raise FormatError(f"{where}: {error}") from error
 
     def _features(self, place: Place) -> dict[str, Values]:
         return decode(read_record(place.file, place.start, place.stop))
@@ -208,10 +209,12 @@ class RldsSource:
         last = next((leaf for leaf in self._steps if leaf.path == f"{STEPS}/is_last"), None)
         if not leaves or not last:
             return False
-        for index in range(min(_LOOKED_AT, len(self))):
-            found = self._features(self._records.place(index))
-            actions = np.concatenate([_as_float(_of(found, leaf)) for leaf in leaves], axis=1)
-            marks = _of(found, last)
+        for place in map(self._records.place, range(min(_LOOKED_AT, len(self)))):
+            with _named_place(place):
+                found = self._features(place)
+                self._rows(found)
+                actions = np.concatenate([_as_float(_of(found, leaf)) for leaf in leaves], axis=1)
+                marks = _of(found, last)
             if len(actions) < 2 or not marks[-1:].any() or np.nan_to_num(actions[-1]).any() or not actions[:-1].any():
                 return False
         return True
@@ -249,6 +252,15 @@ class RldsSource:
         source["episode"] = {leaf.path.removeprefix(EPISODE): [leaf.dtype, list(leaf.shape)] for leaf in self._episode if is_small(leaf)}
         source["last_action"] = "padding" if self._layout.rows_close else "real"
         return {**_described(self._preset, self.streams, turn), "rate_hz": self._layout.rate_hz, "source": source}
+
+
+@contextmanager
+def _named_place(place: Place) -> Iterator[None]:
+    """Errors inside become FormatErrors that begin with file and episode."""
+    try:
+        yield
+    except StoreError as error:
+        raise FormatError(f"{place.file}, episode {place.number} of split {place.split!r}: {error}") from error
 
 
 def _own_part(folder: Path) -> dict:
@@ -303,7 +315,7 @@ def _of(found: Mapping[str, Values], leaf: Feature) -> np.ndarray:
 
 
 def _as_float(values: np.ndarray) -> np.ndarray:
-    return values.reshape(len(values), -1).astype(np.float32)
+    return values.reshape(len(values), math.prod(values.shape[1:])).astype(np.float32)
 
 
 def _constant(texts: Sequence[str]) -> str | list[str]:

@@ -44,15 +44,22 @@ def decoded(feature: Feature, values: Values, place: str) -> np.ndarray | list[s
     if feature.kind == "text":
         return [_text(value, place) for value in values]
     if feature.kind == "image":
-        frames = np.empty((steps, *feature.shape), feature.dtype)
-        for step, value in enumerate(values):
-            frames[step] = pictures.decode(value, feature.shape, f"{place}, step {step}")
-        return frames
+        return _frames(feature, values, place)
     if feature.encoding != "none":
         values = _raw(feature, values, place)
     elif steps:
         values = _cast(values, np.dtype(feature.dtype), place)
     return np.asarray(values, feature.dtype).reshape(steps, *feature.shape)
+
+
+def _frames(feature: Feature, values: Values, place: str) -> np.ndarray:
+    # The first image proves that the size is not only claimed; the others get memory after that.
+    first = [pictures.decode(value, feature.shape, f"{place}, step 0") for value in values[:1]]
+    frames = np.empty((len(values), *feature.shape), np.uint8)
+    frames[:1] = first
+    for step, value in enumerate(values[1:], 1):
+        frames[step] = pictures.decode(value, feature.shape, f"{place}, step {step}")
+    return frames
 
 
 def _text(value: bytes | memoryview, place: str) -> str:
