@@ -1,5 +1,6 @@
 """Codecs: arrays to tokens and back, normalisation that survives constant dimensions, and the autoencoder's shapes."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -7,8 +8,9 @@ from hypothesis import strategies as st
 
 from oracle import unchecked_shapes
 from uwm.nn.autoencoder import Autoencoder, AutoencoderConfig, from_tokens, merged, to_tokens
-from uwm.nn.codecs import Normaliser, VideoCodec, frames_to_unit, unit_to_frames
+from uwm.nn.codecs import NormaliseConfig, Normaliser, VideoCodec, frames_to_unit, unit_to_frames
 from uwm.nn.encoders import ImageEncoder
+from uwm_data.statistics import summarise
 
 
 def fitted(values, constant=None):
@@ -63,6 +65,82 @@ def test_the_noise_of_a_dimension_that_hardly_moves_is_not_blown_up():
 def test_statistics_of_another_robot_are_refused():
     with pytest.raises(ValueError, match="statistics have 2 dimensions, the stream has 3"):
         Normaliser(3).fit({"mean": [0.0, 0.0], "std": [1.0, 1.0], "constant": [False, False]})
+
+
+# ------------------------------------------------------------------------------------------------------- the other kinds
+
+KINDS = ("mean-std", "min-max", "quantile")
+# What robots send: free dimensions, a constant, one far from zero that hardly moves, a gripper that moved once, wild ones.
+COLUMNS = {
+    "free": lambda random: random.normal(size=2000),
+    "constant": lambda random: np.full(2000, 0.1),
+    "tiny": lambda random: 1000 + 0.01 * random.uniform(size=2000),
+    "gripper": lambda random: np.where(np.arange(2000) < 5, 1.0, -1.0),
+    "wild": lambda random: random.standard_cauchy(2000),
+    "minute": lambda random: 1e-9 * random.normal(size=2000),
+    "nothing": lambda random: 1e-30 * random.normal(size=2000),
+}
+
+
+def fitted_to(columns, kind, seed=0):
+    random = np.random.default_rng(seed)
+    values = np.stack([COLUMNS[name](random) for name in columns], axis=1).astype("f4")
+    normaliser = Normaliser(len(columns), kind=kind)
+    normaliser.fit(summarise([values]))
+    return normaliser, torch.from_numpy(values)
+
+
+@given(
+    kind=st.sampled_from(KINDS),
+    columns=st.lists(st.sampled_from(sorted(COLUMNS)), min_size=1, max_size=5),
+    outside=st.lists(st.floats(-1e6, 1e6, width=32), min_size=5, max_size=5),
+)
+def test_every_normaliser_is_undone_exactly_inside_and_outside_the_range_of_the_data(kind, columns, outside):
+    normaliser, values = fitted_to(columns, kind)
+    values = torch.cat([values[::50], torch.tensor(outside)[: len(columns)].expand(1, -1)])
+    normalised = normaliser.normalise(values)
+    assert bool(torch.isfinite(normalised).all())
+    rounding = 4 * 2.0**-24 * (values.abs() + normaliser.mean.abs())
+    assert bool(((normaliser.restore(normalised) - values).abs() <= rounding).all())
+
+
+@given(kind=st.sampled_from(KINDS), columns=st.lists(st.sampled_from(sorted(COLUMNS)), min_size=1, max_size=5))
+def test_no_ordinary_value_explodes_under_any_normaliser(kind, columns):
+    """Near-zero ranges are floored: of all but the wild dimension, data stays within a few units."""
+    normaliser, values = fitted_to(columns, kind)
+    tame = torch.tensor([name not in ("wild", "gripper") for name in columns])
+    assert float(normaliser.normalise(values)[:, tame].abs().max() if tame.any() else 0) < 8
+
+
+def test_min_max_and_quantiles_put_their_ends_at_one():
+    for kind, share in (("min-max", 0.0), ("quantile", 0.01)):
+        normaliser, values = fitted_to(["free", "wild"], kind)
+        ends = torch.from_numpy(np.quantile(values.double().numpy(), [share, 1 - share], axis=0)).float()
+        torch.testing.assert_close(normaliser.normalise(ends), torch.tensor([[-1.0, -1.0], [1.0, 1.0]]), rtol=0, atol=1e-3)
+    assert float(normaliser.normalise(values)[:, 1].abs().max()) > 5, "beyond the quantiles nothing is clipped"
+
+
+def test_quantiles_that_coincide_fall_back_to_the_whole_range():
+    """A gripper that moved in five of 2000 frames: q99 - q01 = 0, and its opening must not be a million."""
+    normaliser, values = fitted_to(["gripper"], "quantile")
+    assert normaliser.normalise(values).unique().tolist() == [-1.0, 1.0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wild_dimension_does_not_flatten_the_others(kind):
+    normaliser, _ = fitted_to(["free", "wild"], kind)
+    alone, _ = fitted_to(["free"], kind)
+    torch.testing.assert_close(normaliser.scale[0], alone.scale[0])
+
+
+def test_values_beyond_float32_are_refused():
+    with pytest.raises(ValueError, match="beyond the range of float32"):
+        Normaliser(1).fit(summarise([np.array([[0.0], [1e200]])]))
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="normaliser of proprio must be one of"):
+        NormaliseConfig(proprio="sigmoid")
 
 
 def test_the_normaliser_travels_with_the_weights():

@@ -98,7 +98,8 @@ class Summary:
         exact = frames.astype(np.float64)
         mean, before, after = exact.mean(0), self.count, self.count + len(frames)
         apart = mean - self.mean
-        self.squares = self.squares + np.square(exact - mean).sum(0) + np.square(apart) * (before * len(frames) / after)
+        with np.errstate(over="ignore", invalid="ignore"):  # squares beyond 1e308 are infinite, and a normaliser refuses them
+            self.squares = self.squares + np.square(exact - mean).sum(0) + np.square(apart) * (before * len(frames) / after)
         self.mean = self.mean + apart * (len(frames) / after)
         self.low, self.high = np.minimum(self.low, exact.min(0)), np.maximum(self.high, exact.max(0))
         self.keys.append(_hash(before, len(frames)))
@@ -114,7 +115,8 @@ class Summary:
         if not is_whole:
             self._thin()
         frames = np.concatenate(self.kept).astype(np.float64)
-        mean, std = (frames.mean(0), frames.std(0)) if is_whole else (self.mean, np.sqrt(self.squares / self.count))
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, std = (frames.mean(0), frames.std(0)) if is_whole else (self.mean, np.sqrt(self.squares / self.count))
         quantiles = np.quantile(frames, list(QUANTILES.values()), axis=0)
         result = {"mean": mean, "std": std, "min": self.low, "max": self.high, **dict(zip(QUANTILES, quantiles, strict=True))}
         return _told(result, self.count)

@@ -47,7 +47,7 @@ class Normaliser(nn.Module):
 
     A dimension that never changes in the training data is shifted only: it normalises to 0 and comes back as its
     constant. A dimension that hardly changes is divided by at least `floor` times the largest spread, so that its noise
-    is not blown up to the size of the others.
+    is not blown up to the size of the others; heavy-tailed dimensions do not count there, or one of them would flatten the rest.
     """
 
     def __init__(self, size: int, floor: float = 0.05, kind: str = "mean-std"):
@@ -71,7 +71,9 @@ class Normaliser(nn.Module):
         if not bool(torch.isfinite(centre).all() and torch.isfinite(spread).all()):
             raise ValueError("the data has values beyond the range of float32; leave those episodes out")
         spread = torch.where(constant, 0.0, spread)
-        scale = spread.clamp(min=self.floor * float(spread.max()))
+        heavy = torch.tensor(statistics.get("heavy_tailed", [False] * len(spread)), dtype=torch.bool)
+        usual = spread[~heavy] if bool((~heavy & ~constant).any()) else spread
+        scale = spread.clamp(min=self.floor * float(usual.max()))
         self.mean.copy_(centre)
         self.scale.copy_(torch.where(constant | (scale <= SMALLEST), 1.0, scale))
 
