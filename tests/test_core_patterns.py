@@ -161,3 +161,24 @@ def test_patterns_that_cannot_be_are_refused():
     for none in ((), (Pattern(0.0),)):
         with pytest.raises(ValueError, match="at least one pattern with a positive weight"):
             draw_mixture(none, LAYOUT, 4, seeded())
+
+
+def test_samples_that_lack_a_kind_of_stream_draw_only_patterns_that_teach_them_something():
+    mixture = (Pattern(0.6, "ladder", "absent"), Pattern(0.1, "constant", "given"), Pattern(0.2, "given", "constant"), Pattern(0.1))
+    there = torch.arange(4000) % 2 == 0
+    for has, usable in (({"action": there}, [2, 3]), ({"video": there}, [0, 1, 3])):
+        choice = draw_mixture(mixture, LAYOUT, 4000, seeded(), has).pattern
+        weights = torch.tensor([pattern.weight for pattern in mixture])
+        assert set(choice[~there].tolist()) == set(usable)
+        for part, allowed in ((there, [0, 1, 2, 3]), (~there, usable)):
+            share = torch.bincount(choice[part], minlength=4) / int(part.sum())
+            kept = torch.zeros(4)
+            kept[allowed] = weights[allowed] / weights[allowed].sum()
+            torch.testing.assert_close(share, kept, atol=0.04, rtol=0)
+
+
+def test_a_kind_that_all_samples_have_changes_no_draw():
+    mixture = (Pattern(0.5, "ladder", "absent"), Pattern(0.5))
+    one = draw_mixture(mixture, LAYOUT, 64, seeded())
+    other = draw_mixture(mixture, LAYOUT, 64, seeded(), {"action": torch.ones(64, dtype=torch.bool)})
+    assert torch.equal(one.pattern, other.pattern) and torch.equal(one.level, other.level)

@@ -7,9 +7,11 @@ import torch
 
 import tiny
 from uwm.core.patterns import Pattern
+from uwm.learn import objective
 from uwm.learn.augment import AugmentConfig, augment
 from uwm.learn.objective import ObjectiveConfig, loss
 from uwm.learn.optim import Average, OptimConfig, rate_at
+from uwm.nn.model import Observation
 
 
 def _loss(net, batch, patterns=tiny.PATTERNS, draws=2, seed=0):
@@ -39,8 +41,6 @@ def test_deleting_absent_video_gives_the_loss_of_keeping_it():
     pattern = (Pattern(1.0, "constant", "absent"),)
     dropped, figures = _loss(net, batch, pattern)
     with pytest.MonkeyPatch.context() as patch:
-        import uwm.learn.objective as objective
-
         patch.setattr(objective, "_groups", lambda layout, role: [(layout, torch.arange(len(role)))])
         kept, _ = _loss(net, batch, pattern)
     torch.testing.assert_close(dropped, kept, rtol=1e-5, atol=1e-6)
@@ -84,3 +84,83 @@ def test_the_average_of_constant_weights_is_those_weights():
     for step in range(5):
         average.update(net, step)
     torch.testing.assert_close(average.weights, dict(net.state_dict()))
+
+
+# ----------------------------------------------------------------------------------------------- samples of several robots
+
+
+def several(net, count=4):
+    """A batch whose second half has one number in an action instead of two."""
+    dims = torch.ones(count, 2, dtype=torch.bool)
+    dims[count // 2 :, 1] = False
+    return replace(tiny.batch(net, count), dims=dims)
+
+
+def test_numbers_that_a_robot_does_not_have_change_no_loss_and_no_gradient():
+    net = tiny.model()
+    batch, span = several(net), net.layout.span("action")
+    spoilt = batch.clean.clone()
+    spoilt[:, span, :2] = torch.where(batch.dims[:, None], spoilt[:, span, :2], torch.nan)
+    results = []
+    for given in (batch, replace(batch, clean=spoilt)):
+        net.zero_grad()
+        total, _ = _loss(net, given)
+        total.backward()
+        results.append((total.detach(), [p.grad.clone() for p in net.parameters() if p.grad is not None]))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+    assert torch.isfinite(results[0][0])
+
+
+def test_a_robot_with_fewer_numbers_counts_as_much_as_another():
+    """The error of a token is the mean over its own numbers: predictions of 0 for targets of 1 are wrong by 1 everywhere."""
+    squares = torch.ones(2, 3, 4)
+    squares[1, :, 1:] = 100.0  # what stands in foreign places
+    dims = torch.tensor([[True] * 4, [True, False, False, False]])
+    assert objective._mean(squares, dims).tolist() == [[1.0] * 3] * 2
+    assert objective._mean(squares, torch.zeros(2, 4, dtype=torch.bool)).tolist() == [[0.0] * 3] * 2
+
+
+def test_all_numbers_marked_as_there_is_the_loss_of_no_marks():
+    net = tiny.model()
+    batch = tiny.batch(net)
+    marked = replace(batch, dims=torch.ones(4, 2, dtype=torch.bool), has={"action": torch.ones(4, dtype=torch.bool)})
+    torch.testing.assert_close(_loss(net, batch)[0], _loss(net, marked)[0], rtol=1e-6, atol=1e-7)
+
+
+def test_the_action_loss_does_not_shrink_with_the_share_of_robots_in_the_batch():
+    """The mean is over robot samples alone, and samples without actions draw patterns with video."""
+    net = tiny.model()
+    robots, span = tiny.batch(net, 8), net.layout.span("action")
+    acts = torch.arange(8) < 2
+    mixed = replace(robots, valid=robots.valid.clone(), has={"action": acts})
+    mixed.valid[~acts, span] = False
+    alone, few = (_loss(net, batch, (Pattern(1.0),), draws=64)[1]["action"] for batch in (_part(robots, 2), mixed))
+    assert few == pytest.approx(alone, rel=0.15)
+
+
+def _part(batch, count):
+    seen = Observation({name: image[:count] for name, image in batch.observation.images.items()}, batch.observation.proprio[:count])
+    return replace(batch, observation=seen, clean=batch.clean[:count], valid=batch.valid[:count])
+
+
+def test_a_batch_without_any_robot_gives_a_finite_loss_and_gradient_of_video_alone():
+    net = tiny.model()
+    nobody = torch.zeros(4, dtype=torch.bool)
+    batch = replace(tiny.batch(net), has={"action": nobody}, dims=torch.zeros(4, 2, dtype=torch.bool))
+    batch.valid[:, net.layout.span("action")] = False
+    observation = replace(batch.observation, present={"proprio": nobody})
+    total, figures = _loss(net, replace(batch, observation=observation), tiny.PATTERNS, draws=4)
+    total.backward()
+    assert torch.isfinite(total) and figures["action"] == 0 and figures["wrist"] > 0
+    assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
+    assert not net.write["action"].weight.grad.any()
+
+
+def test_absent_proprioception_has_no_influence_whatever_it_holds():
+    net = tiny.model()
+    seen = replace(tiny.observation(3), present={"proprio": torch.tensor([True, False, False])})
+    other = replace(seen, proprio=torch.stack([seen.proprio[0], seen.proprio[1] + 5, torch.full((2,), torch.nan)]))
+    role, x = torch.ones(3, net.layout.tokens, dtype=torch.int8), torch.randn(3, net.layout.tokens, net.layout.size)
+    level = torch.full((3, net.layout.tokens), 0.5)
+    outputs = [net(x, level, role, net.layout, net.encode(given)) for given in (seen, other)]
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=0)
