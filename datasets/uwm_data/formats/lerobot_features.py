@@ -114,7 +114,7 @@ def _picture(key: str, dtype: str, shape: tuple[int, ...], told: Mapping) -> Fie
         return f"its pictures have the shape {shape}, expected height, width and channels"
     names_say_first = isinstance(names, list) and names and str(names[0]).startswith("channel")
     if names_say_first or (shape[2] not in _CHANNELS and shape[0] in _CHANNELS):
-        shape = (shape[1], shape[2], shape[0])
+        shape, names = (shape[1], shape[2], shape[0]), ["height", "width", "channels"]
     if shape[2] not in _CHANNELS:
         return f"its pictures have {shape[2]} channels"
     return Field(key, dtype, shape if dtype == "image" else (*shape[:2], 3), names)
@@ -174,18 +174,16 @@ def modality_names(modality: Any, part: str, width: int) -> tuple[str, ...]:
 def fields_for(streams: Mapping[str, StreamSpec], card: Mapping, codec_for: Any) -> list[Field]:
     """The features that hold these streams. `codec_for(name, spec)` is the dtype of a camera: video, image, or "" for neither."""
     theirs = names_there(card)
-    joined = _joined_state(streams, card, theirs)
+    together = _written_together(streams, card, theirs)
     fields: list[Field] = []
     for name, spec in streams.items():
-        if name in joined[1:]:
+        key, parts = next(((key, parts) for key, parts in together.items() if name in parts), (_key(name, spec, theirs), (name,)))
+        if name != parts[0]:
             continue
-        parts = joined if name in joined else (name,)
         dtype = codec_for(name, spec) if spec.kind == "video" else ""
-        key = _free_key(_key(name, spec, theirs, name in joined), fields)
-        width = sum(streams[part].shape[-1] for part in parts) if len(parts) > 1 else 0
-        shape = (width,) if width else spec.shape or (1,)
+        shape = spec.shape or (1,) if len(parts) == 1 else (sum(streams[part].shape[0] for part in parts),)
         names = ["height", "width", "channels"] if dtype else _names_of(parts, streams)
-        fields.append(Field(key, dtype or spec.dtype, shape, names, parts))
+        fields.append(Field(_free_key(key, fields), dtype or spec.dtype, shape, names, parts))
     return fields
 
 
@@ -198,22 +196,25 @@ def names_there(card: Mapping) -> dict[str, str]:
     return {str(stream): key for stream, key in names.items() if isinstance(key, str) and key not in INDEX_DTYPES and "/" not in key}
 
 
-def _joined_state(streams: Mapping[str, StreamSpec], card: Mapping, theirs: Mapping[str, str]) -> tuple[str, ...]:
-    """State streams that are written side by side as `observation.state`."""
+def _written_together(streams: Mapping[str, StreamSpec], card: Mapping, theirs: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Streams that share a feature: what shared one before, else the state that a policy uses as `observation.state`."""
+    if theirs:
+        wanted = {key: tuple(name for name in streams if theirs.get(name) == key) for key in theirs.values()}
+        return {key: parts for key, parts in wanted.items() if len(parts) > 1 and _can_join([streams[name] for name in parts])}
     policy = card.get("policy")
     proprio = tuple(policy.get("proprio") or ()) if isinstance(policy, Mapping) else ()
-    specs = [streams.get(name) for name in proprio]
-    fit = all(spec and spec.kind == "state" and len(spec.shape) == 1 and not spec.optional for spec in specs)
-    alike = len({(spec.dtype, spec.rate_hz) for spec in specs if spec}) == 1
-    # Streams that came from LeRobot go back as they came.
-    return proprio if fit and alike and len(set(proprio)) == len(proprio) and not theirs else ()
+    fit = proprio and len(set(proprio)) == len(proprio) and set(proprio) <= set(streams)
+    return {"observation.state": proprio} if fit and _can_join([streams[name] for name in proprio]) else {}
 
 
-def _key(name: str, spec: StreamSpec, theirs: Mapping[str, str], is_state: bool) -> str:
+def _can_join(specs: Sequence[StreamSpec]) -> bool:
+    vectors = all(spec.kind == "state" and len(spec.shape) == 1 and not spec.optional for spec in specs)
+    return vectors and len({(spec.dtype, spec.rate_hz) for spec in specs}) == 1
+
+
+def _key(name: str, spec: StreamSpec, theirs: Mapping[str, str]) -> str:
     if name in theirs:
         return theirs[name]
-    if is_state:
-        return "observation.state"
     if spec.kind == "video":
         # LeRobot demands three channels of everything that has "image" in its name.
         return f"{_CAMERA}{name}" if spec.shape[2] == 3 else f"observation.cameras.{name}"

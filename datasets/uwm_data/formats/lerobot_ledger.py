@@ -26,6 +26,8 @@ from uwm_data.formats.lerobot_info import OURS
 from uwm_data.journal import canonical
 from uwm_data.lock import WriterLock
 
+_COMPARED = ("format", "version", "streams", "options", "card", "features")
+
 
 class Ledger:
     """Open for writing, from creation to `release()`. `description` is JSON-able; `lines` are the committed episodes."""
@@ -51,7 +53,10 @@ class Ledger:
     def _open(self, described: dict) -> None:
         card = self.folder / "card.json"
         if card.exists():
-            other = first_difference(json.loads(card.read_bytes()), described)
+            told = json.loads(card.read_bytes())
+            # Streams by their names, so that the one in question is named.
+            parts = [({name: told.get(name)}, {name: described[name]}) for name in _COMPARED]
+            other = next(filter(None, (first_difference(_by_name(old), _by_name(new)) for old, new in parts)), "")
             if other:
                 raise FormatError(f"{self.root} was begun with another {other}; write to another folder, or tell the same")
         else:
@@ -62,7 +67,10 @@ class Ledger:
         for line in self._committed():
             self._count(line)
         with open(self._statistics, "rb") as file:
-            self._statistics_end = sum(len(line) for _, line in zip(self.lines, file, strict=False))
+            sizes = [len(line) for _, line in zip(self.lines, file, strict=False)]
+        if len(sizes) < len(self.lines):
+            raise FormatError(f"{self._statistics} lacks the statistics of episode {len(sizes)}; write to another folder")
+        self._statistics_end = sum(sizes)
         durable.truncate(self._statistics, self._statistics_end)
 
     def _committed(self) -> list[dict]:
@@ -99,7 +107,7 @@ class Ledger:
     def _count(self, line: dict) -> None:
         self.lines.append(line)
         self.frames += line["length"]
-        for text in line["tasks"]:
+        for text in [*line["tasks"], *line["other_tasks"]]:
             self.tasks.setdefault(text, len(self.tasks))
 
     def roll_back(self) -> None:
@@ -129,10 +137,12 @@ def _refuse_foreign(root: Path) -> None:
         raise FormatError(f"{root} holds other files and was not begun here; write to another folder")
 
 
+def _by_name(part: dict) -> dict:
+    return {"streams": {spec["name"]: spec for spec in part["streams"]}} if part.get("streams") else part
+
+
 def first_difference(old: Any, new: Any, name: str = "") -> str:
     """Where two JSON values differ first, in words; "" if they do not."""
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        old, new = ({str(place): value for place, value in enumerate(values)} for values in (old, new))
     if isinstance(old, dict) and isinstance(new, dict):
         found = (first_difference(old.get(key), new.get(key), f"{name}.{key}".lstrip(".")) for key in [*old, *(set(new) - set(old))])
         return next(filter(None, found), "")

@@ -86,8 +86,8 @@ class Rows:
     def __init__(self, path: Path, columns: Sequence[str]):
         self.path = path
         with explained(path):
-            # With a buffer a column is read in pieces; without, a whole row group of it.
-            self._file = pq.ParquetFile(path, page_checksum_verification=True, buffer_size=1 << 20)
+            # So a column is read in pieces; with pyarrow's usual settings a whole row group of it would be in memory.
+            self._file = pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 16)
             facts = self._file.metadata
             self.count = facts.num_rows
             groups = [facts.row_group(number) for number in range(facts.num_row_groups)]

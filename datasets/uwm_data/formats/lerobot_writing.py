@@ -240,8 +240,8 @@ class LeRobotSink:
             self._begin()
             table, own = self._table(index, encoded)
             places = self.files.store(index, table, encoded.videos, self.ledger)
-            tasks = encoded.tasks + [text for text in self._texts_that_are_tasks(encoded) if text not in encoded.tasks]
-            line = {"length": encoded.length, "tasks": tasks, "missing": encoded.missing, "meta": encoded.meta, "files": places}
+            line = {"length": encoded.length, "tasks": encoded.tasks, "other_tasks": self._texts_that_are_tasks(encoded)}
+            line |= {"missing": encoded.missing, "meta": encoded.meta, "files": places}
             statistics = lerobot_statistics.to_json({**encoded.statistics, **own})
             self.ledger.commit(line, statistics, encoded.counts)
         except OSError as error:
