@@ -76,12 +76,9 @@ class VideoFile:
 
     def __init__(self, path: str | Path, rate_hz: float | None = None):
         self.path = Path(path)
-        with self._explained():
-            options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
-            self._container = av.open(f"file:{self.path}", options=options, metadata_errors="replace")
+        self._open()
         try:
             with self._explained():
-                self._stream = self._first_stream()
                 self.height, self.width = self._stream.codec_context.height, self._stream.codec_context.width
                 self._refuse_absurd()
                 self.rate = self._told_rate(rate_hz)
@@ -90,6 +87,17 @@ class VideoFile:
             raise
         self.promised = self._stream.frames  # 0 where the container does not tell
         self._tolerance_s = max(TOLERANCE_S, float(self._stream.time_base))
+
+    def _open(self) -> None:
+        with self._explained():
+            options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
+            self._container = av.open(f"file:{self.path}", options=options, metadata_errors="replace")
+        try:
+            with self._explained():
+                self._stream = self._first_stream()
+        except BaseException:
+            self.close()
+            raise
 
     def _first_stream(self):
         videos = [stream for stream in self._container.streams.video if stream.codec_context]
@@ -182,21 +190,29 @@ class VideoFile:
 
     def _from_key_frame_before(self, start: int) -> Iterator[tuple[int, av.VideoFrame]]:
         """Decoded frames with their numbers, from a key frame at or before `start` on."""
-        for origin in (start, 0) if start else (0,):
-            self._container.seek(self._time(origin), stream=self._stream)
+        decoded = self._decoded()
+        try:
+            self._container.seek(self._time(start), stream=self._stream)
+            first = next(decoded, None)
+        except (FormatError, *_KNOWN_TROUBLE):
+            first = None
+        if first is None or first[0] > start:
+            # Some containers' indexes lead too far, or between key frames. Then the beginning is the safe place.
+            self.close()
+            self._open()
             decoded = self._decoded()
             first = next(decoded, None)
-            # Some indexes lead too far; then the beginning is the safe place.
-            if first is not None and first[0] <= start:
-                yield first
-                yield from decoded
-                return
+        if first is not None:
+            yield first
+            yield from decoded
 
     def _decoded(self) -> Iterator[tuple[int, av.VideoFrame]]:
         for packet in self._packets():
             for frame in packet.decode():
                 if frame.pts is None:
                     raise FormatError(f"{self.path} has frames without a time, so they have no numbers; convert it to mp4")
+                if frame.is_corrupt:
+                    raise FormatError(f"{self.path}: frame {self._number(frame.pts)} is damaged")
                 yield self._number(frame.pts), frame
 
     def _packets(self) -> Iterator[av.Packet]:
