@@ -21,7 +21,7 @@ from uwm.learn.objective import ObjectiveConfig, loss
 from uwm.nn.model import Observation, UnifiedModel
 from uwm.robot.policy import Policy, PolicyConfig
 from uwm.runs import TrainRun
-from uwm_data import EpisodeStore, StreamSpec
+from uwm_data import EpisodeStore, StreamSpec, conversion
 
 ACTION = {"convention": "displacement per tick", "mode": "delta", "frame": "world", "gripper": "none"}
 SMALL = {
@@ -370,3 +370,48 @@ def test_a_checkpoint_and_a_world_are_compared_field_by_field(folder, cotrained)
         refuse_mismatch(card, {**world, "rate_hz": 20, "action": {**ACTION, "mode": "absolute", "gripper": "1 opens, 0 closes"}})
     for words in ("rate_hz: trained with 10", "action.mode: trained with 'delta', got 'absolute'", "action.gripper: trained with 'none'"):
         assert words in str(refused.value)
+
+
+# -------------------------------------------------------------------------------------------------------- other formats
+
+
+@pytest.fixture(scope="module")
+def hdf5(tmp_path_factory):
+    """Three episodes as robomimic keeps them, cameras of two sizes."""
+    folder = tmp_path_factory.mktemp("foreign")
+    with EpisodeStore.create(folder / "s.zarr", foreign.STREAMS, foreign.CARD) as store:
+        for seed in range(3):
+            store.append(*foreign.episode(9 + seed, seed))
+    conversion.convert(folder / "s.zarr", folder / "can.hdf5", to="robomimic", workers=0)
+    return folder / "can.hdf5"
+
+
+def test_a_file_of_another_format_trains_straight_away_and_is_converted_once(hdf5, tmp_path, capfd):
+    run = run_of(tmp_path, data=str(hdf5), only_success=False, train={**SMALL["train"], "steps": 1})
+    model, card = training.load_model(training.train(run))
+    assert model.config.cameras == ("front", "wrist") and model.config.autoencoder.image_size == 64
+    assert (model.config.action_size, model.config.proprio_size) == (2, 3)
+    assert card["image_orientation"] == "upright" and card["action"]["mode"] == "delta" and card["data"] == str(hdf5)
+    (store,) = (tmp_path / "data").glob("can-*.zarr")
+    before = (store / "episodes.jsonl").stat().st_mtime_ns
+    capfd.readouterr()
+    training.train(run)
+    told = capfd.readouterr().out
+    assert "already complete" in told and "is trained (1 steps)" in told
+    assert (store / "episodes.jsonl").stat().st_mtime_ns == before and len(list((tmp_path / "data").glob("*.zarr"))) == 1
+
+
+def test_streams_of_the_data_are_chosen_and_renamed_by_config(hdf5, tmp_path):
+    chosen = {"streams": {"cameras": {"agentview": "wrist"}, "proprio": []}, "image_size": 32}
+    data = TrainingData(run_of(tmp_path, data=str(hdf5), only_success=False, **chosen))
+    config = data.model_config()
+    assert config.cameras == ("agentview",) and config.autoencoder.image_size == 32
+    _, _, windows = prepared(data.run)
+    batch = windows.batch(np.arange(3))
+    assert batch.observation.images["agentview"].shape == (3, 3, 32, 32) and not batch.observation.present["proprio"].any()
+
+
+def test_what_is_no_dataset_is_refused_in_one_sentence(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(uwm_data.StoreError, match=r"notes.txt is not a dataset that is known here"):
+        training.train(run_of(tmp_path, data=str(tmp_path / "notes.txt")))

@@ -24,7 +24,7 @@ NEEDED = ("image_orientation", "action.mode", "action.frame", "action.gripper") 
 
 def members_of(run: TrainRun) -> tuple[MemberConfig, ...]:
     """The datasets of a run: the members of its mixture, or its only one."""
-    return run.mixture.members or (MemberConfig(ONLY, run.data, streams=run.streams, declare=run.declare),)
+    return run.mixture.members or (MemberConfig(ONLY, run.data, streams=run.streams, options=run.options, declare=run.declare),)
 
 
 class TrainingData:

@@ -3,7 +3,9 @@
 Data of any format goes through the episode store: it is converted once into the run's folder and read from there.
 """
 
+import json
 from collections.abc import Iterator, Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from uwm.core.config import ConfigError, unknown
 from uwm.runs import MemberConfig, StreamsConfig, TrainRun
 
 DEFAULT_SIDE = 64  # pixels, for data whose images have no size that the model takes as it is
+FEW_EPISODES = 16  # are converted before worker processes would have started
 
 
 class Dataset:
@@ -31,7 +34,7 @@ class Dataset:
         from uwm_data.streams import reference_stream
 
         self.name, self.member = member.name, member
-        self.store = open_store(member.data, Path(run.out) / "data")
+        self.store = open_store(member.data, Path(run.out) / "data", member.options or {})
         self.path = self.store.path
         self.card = declared(cards.complete(self.store.card, self.store.streams), member.declare or {}, str(self.path))
         self.cameras, self.proprio, self.action = self._chosen(member.streams)
@@ -146,8 +149,11 @@ class Dataset:
         return training, held_out
 
 
-def open_store(data: str, folder: Path):
-    """The episode store at `data`, or the one in `folder` that a dataset of another format is converted into, once."""
+def open_store(data: str, folder: Path, options: Mapping[str, Any]):
+    """The episode store at `data`, or the one in `folder` that a dataset of another format is converted into, once.
+
+    `options`: of the reader of that format.
+    """
     import uwm_data
     from uwm_data.formats import own
 
@@ -155,15 +161,15 @@ def open_store(data: str, folder: Path):
         return uwm_data.EpisodeStore.open(data)
     from uwm_data import conversion, note
 
-    name, source = conversion.open_source(data)
+    _, source = conversion.open_source(data, options=options)
     try:
-        # The name says what was in it: a changed source is another store, and never a stale one.
-        target = folder / f"{Path(data).stem}-{note.fingerprint(data, source)[:12]}.zarr"
+        # The name says what was in it and how it was read: a changed source is another store, and never a stale one.
+        told = json.dumps([note.fingerprint(data, source), dict(options)], sort_keys=True)
+        target = folder / f"{Path(data).name.partition('.')[0]}-{blake2b(told.encode(), digest_size=6).hexdigest()}.zarr"
+        workers = 0 if len(source) <= FEW_EPISODES else None
     finally:
         source.close()
-    if name == "store":
-        return uwm_data.EpisodeStore.open(data)
-    report = conversion.convert(data, target, to="store", progress=True)
+    report = conversion.convert(data, target, to="store", workers=workers, source_options=options, progress=True)
     for line in report.lines():
         print(line)
     return uwm_data.EpisodeStore.open(target)

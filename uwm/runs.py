@@ -80,13 +80,14 @@ class StreamsConfig:
 
 @dataclass(frozen=True)
 class MemberConfig:
-    """One dataset of a mixture; `declare` as in `TrainRun`; `use_actions=false` makes it video without actions."""
+    """One dataset of a mixture; `options` and `declare` as in `TrainRun`; `use_actions=false` makes it video without actions."""
 
     name: str
     data: str
     weight: float = 1.0
     streams: StreamsConfig = field(default_factory=StreamsConfig)
     use_actions: bool = True
+    options: dict[str, Any] | None = None
     declare: dict[str, Any] | None = None
 
     def __post_init__(self):
@@ -124,9 +125,9 @@ class TrainRun:
     """Data in, a checkpoint folder out.
 
     `data`: a store or a dataset of any format that can be read, which is converted once into `out`/data; a `mixture` with
-    members stands in its place. `image_size`: pixels a side, null for the data's own where the card tells one, else 64.
-    `declare`: what the card leaves unknown, e.g. {image_orientation: upright, action: {mode: delta}}. `cache_gb`: memory for
-    frames and latents.
+    members stands in its place. `options`: of the reader of another format, e.g. {filter_key: valid}. `declare`: what the card
+    leaves unknown, e.g. {image_orientation: upright, action: {mode: delta}}. `image_size`: pixels a side, null for the data's
+    own where the card tells one, else 64. `cache_gb`: memory for frames and latents.
     """
 
     data: str = "runs/lift.zarr"
@@ -138,6 +139,7 @@ class TrainRun:
     threads: int = 0
     image_size: int | None = None
     cache_gb: float = 2.0
+    options: dict[str, Any] | None = None
     declare: dict[str, Any] | None = None
     streams: StreamsConfig = field(default_factory=StreamsConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
