@@ -41,7 +41,14 @@ def env_args(era, **more):
 
 def observations(random, era, count, with_images):
     """`count` consecutive observations."""
-    keys = {"object": 10, "robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2, "robot0_joint_pos": 7, "robot0_joint_pos_cos": 7}
+    keys = {
+        "object": 10,
+        "robot0_eef_pos": 3,
+        "robot0_eef_quat": 4,
+        "robot0_gripper_qpos": 2,
+        "robot0_joint_pos": 7,
+        "robot0_joint_pos_cos": 7,
+    }
     seen = {key: random.normal(size=(count, size)) for key, size in keys.items()}
     if with_images:
         seen["agentview_image"] = smooth_video(random, count, 16, 24)
@@ -107,3 +114,45 @@ def content(path):
         note("", file)
         file.visititems(note)
     return datasets, attributes
+
+
+def write_libero(path, ticks=(6, 4), states=20, convention="opengl", instruction="pick up the black bowl"):
+    """A task's file as LIBERO's recorder writes it; returns {demo: {path: array}} with images as stored: upside down."""
+    written = {}
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        kwargs = {**env_args("v0.3")["env_kwargs"], "bddl_file_name": "bowl.bddl"}
+        told = {"type": 1, "env_name": "Libero_Kitchen", "problem_name": "libero_kitchen", "bddl_file": "bowl.bddl", "env_kwargs": kwargs}
+        data.attrs["env_name"] = "Libero_Kitchen"
+        data.attrs["problem_info"] = json.dumps({"problem_name": "libero_kitchen", "language_instruction": instruction})
+        data.attrs["macros_image_convention"] = convention
+        data.attrs["bddl_file_name"] = "libero_goal/bowl.bddl"
+        data.attrs["bddl_file_content"] = f"(define (problem kitchen)\n  (:language {instruction})\n)"
+        data.attrs["env_args"] = json.dumps(told)
+        for number, count in enumerate(ticks):
+            random = np.random.default_rng(number)
+            ee = random.normal(size=(count, 6))
+            arrays = {
+                "obs/agentview_rgb": smooth_video(random, count, 16, 24)[:, ::-1],
+                "obs/eye_in_hand_rgb": smooth_video(random, count, 16, 16)[:, ::-1],
+                "obs/gripper_states": random.normal(size=(count, 2)),
+                "obs/joint_states": random.normal(size=(count, 7)),
+                "obs/ee_states": ee,
+                "obs/ee_pos": ee[:, :3],
+                "obs/ee_ori": ee[:, 3:],
+                "actions": random.uniform(-1, 1, (count, 7)),
+                "states": random.normal(size=(count, states)),
+                "robot_states": random.normal(size=(count, 9)),
+                "rewards": np.array([0] * (count - 1) + [1], np.uint8),
+                "dones": np.array([0] * (count - 1) + [1], np.uint8),
+            }
+            demo = data.create_group(f"demo_{number}")
+            for key, values in arrays.items():
+                demo[key] = values
+            demo.attrs["num_samples"] = count
+            demo.attrs["model_file"] = "<mujoco/>" * 200
+            demo.attrs["init_state"] = arrays["states"][0]
+            written[f"demo_{number}"] = arrays
+        data.attrs["num_demos"] = len(ticks)
+        data.attrs["total"] = sum(ticks)
+    return written

@@ -35,6 +35,12 @@ def action_card(env_kwargs: Mapping[str, Any], size: int, absolute: bool = False
     }
 
 
+def control_rate(env_kwargs: Mapping[str, Any]) -> float | None:
+    """Actions per second, where told."""
+    told = env_kwargs.get("control_freq")
+    return float(told) if isinstance(told, int | float) and 0 < told < 1e6 else None
+
+
 def robots(env_kwargs: Mapping[str, Any]) -> list[str]:
     """The robots' names, where told."""
     told = env_kwargs.get("robots", [])

@@ -47,6 +47,7 @@ class Column(NamedTuple):
     closing: str = ""
     is_checked: bool = True
     upside_down: bool = False
+    skipped: int = 0  # rows at the beginning that are left out
 
 
 @dataclass
@@ -190,6 +191,7 @@ class DemoSource:
         frames = file.array(f"{demo.group}/{column.path}")
         if column.closing:
             frames = _with_closing(file, demo, column, frames)
+        frames = frames[column.skipped :]
         return np.ascontiguousarray(frames[:, ::-1]) if column.upside_down else frames
 
     def close(self) -> None:

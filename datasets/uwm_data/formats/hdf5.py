@@ -20,8 +20,7 @@ import signal
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Collection, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -35,6 +34,7 @@ NEWEST_SUPERBLOCK = 3
 CALL_SECONDS = 2  # of processor time for one call of the library, in the child
 PROBE_BYTES = 1 << 30  # of memory for the child
 MOST_SECONDS = 1800
+MOST_KEPT = 200  # structures of files
 MOST_DATASET_BYTES = 8 << 30
 UNCHECKED_BYTES = 64 << 20  # a chunk that cannot inflate to more than this is left to the library
 DEFLATE_RATIO, LZF_RATIO = 1032, 100
@@ -68,6 +68,15 @@ def h5py_module() -> ModuleType:
     return h5py
 
 
+def json_object(text: Any) -> dict:
+    """The JSON object in an attribute; nothing where there is none."""
+    try:
+        told = json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
 def looks_like_hdf5(path: str | Path) -> bool:
     """Whether `path` is a file that begins as HDF5 files do. Never raises."""
     try:
@@ -77,9 +86,27 @@ def looks_like_hdf5(path: str | Path) -> bool:
         return False
 
 
-def structure(path: str | Path, members: int | None = None) -> Structure:
-    """What a file holds (of each group the first `members`); FormatError when the library cannot read it, hangs or dies."""
-    path = Path(path)
+def structures(paths: Sequence[str | Path], members: int | None = None) -> list[Structure]:
+    """What files hold (of each group the first `members`), found by one child process.
+
+    A file is walked once while it stays as it is. FormatError names the one that the library cannot read, hangs or dies of.
+    """
+    keys = [(*_fingerprint(Path(path)), members) for path in paths]
+    new = list(dict.fromkeys(key for key in keys if key not in _WALKED))
+    if len(_WALKED) + len(new) > MOST_KEPT:
+        _WALKED.clear()
+        new = list(dict.fromkeys(keys))
+    if new:
+        told = _told_by_child([key[0] for key in new], members)
+        _WALKED.update({key: _gathered(key[0], key[1], told[key[0]]) for key in new})
+    return [_WALKED[key] for key in keys]
+
+
+_WALKED: dict[tuple, Structure] = {}
+
+
+def _fingerprint(path: Path) -> tuple[str, int, int]:
+    """(path, size, time of the last change) of a file that begins as HDF5 does; FormatError otherwise."""
     try:
         with open(path, "rb") as file:
             head = file.read(len(SIGNATURE) + 1)
@@ -90,32 +117,43 @@ def structure(path: str | Path, members: int | None = None) -> Structure:
         raise FormatError(f"{path} is not an HDF5 file: it begins with {head[:8]!r}")
     if head[-1] > NEWEST_SUPERBLOCK:
         raise FormatError(f"{path} has version {head[-1]} of the HDF5 superblock; up to {NEWEST_SUPERBLOCK} are known here: a newer h5py?")
-    return _walked(str(path.resolve()), status.st_size, status.st_mtime_ns, members)
+    return str(path.resolve()), status.st_size, status.st_mtime_ns
 
 
-@lru_cache(maxsize=4)
-def _walked(path: str, size: int, changed: int, members: int | None) -> Structure:
-    """A file is walked once while it stays as it is (`size` and `changed` are the key)."""
+def _told_by_child(paths: Sequence[str], members: int | None) -> dict[str, list[dict]]:
+    """{path: what the child told about it}."""
     h5py_module()
-    order = {"path": path, "members": members, "call_seconds": CALL_SECONDS, "extra_bytes": PROBE_BYTES, "sys_path": sys.path}
+    order = {"paths": paths, "members": members, "call_seconds": CALL_SECONDS, "extra_bytes": PROBE_BYTES, "sys_path": sys.path}
     command = [sys.executable, "-I", str(Path(__file__).with_name("hdf5_probe.py"))]
     try:
         done = subprocess.run(command, input=json.dumps(order).encode(), capture_output=True, timeout=MOST_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
-        raise FormatError(f"{path}: its structure could not be read within {MOST_SECONDS} s; is the disk there?") from error
-    if done.returncode == -signal.SIGPROF:
-        raise FormatError(f"{path} is damaged: the HDF5 library does not come to an end with it; copy or download it again")
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        raise FormatError(f"{path} is damaged: the HDF5 library dies of it ({name}); copy or download it again")
+        raise FormatError(f"{paths[0]}: its structure could not be read within {MOST_SECONDS} s; is the disk there?") from error
+    told: dict[str, list[dict]] = {}
+    for line in done.stdout.splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            break  # the child died while it wrote
+        entry = json.loads(line)
+        if "file" in entry:
+            last = told.setdefault(entry["file"], [])
+        else:
+            last.append(entry)
     if done.returncode:
-        raise FormatError(f"{path}: looking into it failed: {done.stderr.decode(errors='replace')[-300:]}")
-    return _gathered(path, size, done.stdout)
+        raise FormatError(f"{list(told)[-1] if told else paths[0]}: {_death(done.returncode, done.stderr)}")
+    return told
 
 
-def _gathered(path: str, size: int, told: bytes) -> Structure:
+def _death(code: int, errors: bytes) -> str:
+    if code == -signal.SIGPROF:
+        return "the HDF5 library does not come to an end with it, so it is damaged; copy or download it again"
+    if code < 0:
+        return f"the HDF5 library dies of it ({signal.Signals(-code).name}), so it is damaged; copy or download it again"
+    return f"looking into it failed: {errors.decode(errors='replace')[-300:]}"
+
+
+def _gathered(path: str, size: int, told: Sequence[dict]) -> Structure:
     found, soft = Structure({}, {}, {}, {}), {}
-    for line in map(json.loads, told.splitlines()):
+    for line in told:
         name = line.get("path")
         if "error" in line:
             raise FormatError(
@@ -145,7 +183,7 @@ class Hdf5File:
 
     def __init__(self, path: str | Path, members: int | None = None):
         self.path = Path(path)
-        self.structure = structure(self.path, members)
+        self.structure = structures([self.path], members)[0]
         self._stamp = self._looks()
         self._open: tuple[int, Any] | None = None
 
@@ -218,6 +256,12 @@ class Hdf5File:
         stored = self._stored(path, "text")
         values = self._attempt(path, lambda: np.ravel(self.handle["/" + stored.path][()]).tolist())
         return [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values]
+
+    def values(self, stored: Stored) -> np.ndarray:
+        """A whole dataset, texts too (as objects)."""
+        if stored.dtype == "text":
+            return np.array([*self.texts(stored.path), None], object)[:-1].reshape(stored.shape)
+        return self.array(stored.path)
 
     def _stored(self, path: str, *also: str) -> Stored:
         if path in self.structure.refused:

@@ -193,22 +193,30 @@ def limit(extra_bytes):
 
 
 def main():
-    """Do what stdin orders: {"path", "members", "call_seconds", "extra_bytes", "sys_path"}."""
+    """Do what stdin orders: {"paths", "members", "call_seconds", "extra_bytes", "sys_path"}."""
     order = json.load(sys.stdin)
     sys.path[:] = order["sys_path"]
     import h5py
 
     limit(order["extra_bytes"])
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_PROF, order["call_seconds"])
+    for path in order["paths"]:
+        tell(file=path)
+        sys.stdout.flush()  # so that it is known which file a death belongs to
+        look(h5py, path, order["members"], order["call_seconds"])
+
+
+def look(h5py, path, members, call_seconds):
+    """Walk one file; what the library says about a bad one is told and not raised."""
+    signal.setitimer(signal.ITIMER_PROF, call_seconds)
     try:
-        with h5py.File(order["path"], "r", locking="best-effort") as file:
-            walk = Walk(h5py, file, os.path.getsize(order["path"]), order["members"], order["call_seconds"])
+        with h5py.File(path, "r", locking="best-effort") as file:
+            walk = Walk(h5py, file, os.path.getsize(path), members, call_seconds)
             walk.group(file["/"].id, "", set())
             walk.wind_up()
     except MemoryError:
         tell(error="it claims more memory than any sound file of its size needs")
-    except Exception as error:  # noqa: BLE001 - whatever the library says about a bad file is told and not raised
+    except Exception as error:  # noqa: BLE001
         tell(error=f"{type(error).__name__}: {error}")
 
 

@@ -26,11 +26,12 @@ from typing import Any
 import numpy as np
 
 from uwm_data.errors import FormatError
-from uwm_data.formats.controllers import action_card, robots
+from uwm_data.formats.controllers import action_card, control_rate, robots
 from uwm_data.formats.demonstrations import DEMO, Demo, DemoSource, demos_of, opened, stale_total, surveyed
-from uwm_data.formats.hdf5 import Hdf5File, looks_like_hdf5, to_json
-from uwm_data.formats.robomimic_layout import ACTIONS, Kept, Layout, kept_in, parsed
-from uwm_data.formats.robomimic_writing import KEPT, write
+from uwm_data.formats.hdf5 import Hdf5File, json_object, looks_like_hdf5, to_json
+from uwm_data.formats.robomimic_encoding import KEPT
+from uwm_data.formats.robomimic_layout import ACTIONS, Kept, Layout, kept_in
+from uwm_data.formats.robomimic_writing import write
 from uwm_data.streams import StreamSpec
 
 __all__ = ["read", "recognise", "write"]
@@ -53,7 +54,7 @@ def recognise(path: str | Path) -> bool:
         demo = next((name for name in file.structure.groups.get("data", ()) if DEMO.fullmatch(name)), None)
         if demo is None or {"problem_info", "bddl_file_name"} & set(file.structure.attributes.get("data", ())):
             return False
-        told = parsed(file.attribute("data", "env_args", ""))
+        told = json_object(file.attribute("data", "env_args", ""))
         file.close()
     except FormatError:
         return False
@@ -84,7 +85,7 @@ def read(
     _refuse_unknown(actions=(actions, (None, *ACTIONS)), next_obs=(next_obs, ("check", "trust", "ignore")))
     _refuse_unknown(images_stored=(images_stored, ("upright", "upside down")))
     file = opened(path)
-    kept, env_args, left_out = kept_in(file), parsed(file.attribute("data", "env_args", "")), _unread(file)
+    kept, env_args, left_out = kept_in(file), json_object(file.attribute("data", "env_args", "")), _unread(file)
     demos, masks = demos_of(file, 0, leave_out), _masks(file)
     _check_whole(file, demos, masks, complete, left_out)
     demos = _chosen(file, demos, masks, filter_key, left_out)
@@ -92,7 +93,7 @@ def read(
     actions = actions or kept.action
     if survey.timed.get(actions, ((), "", 0))[2] < len(demos):
         raise FormatError(f"{path}: not every demonstration has {actions}; it has {[key for key in survey.timed if 'action' in key]}")
-    told_rate = rate_hz or _control_freq(env_args) or (kept.streams[kept.action][1].rate_hz if kept.action in kept.streams else None)
+    told_rate = rate_hz or control_rate(_kwargs(env_args)) or kept.rate_hz
     layout = Layout(file, demos, survey, kept, actions, images, next_obs, images_stored == "upside down", float(told_rate or RATE_HZ))
     origin = {"images_stored": images_stored, "rate_hz": "told" if told_rate else "assumed", "filter_key": filter_key}
     card = _card(file, env_args, layout, masks, kept if actions == kept.action else Kept(), origin)
@@ -106,10 +107,9 @@ def _refuse_unknown(**options: tuple[Any, Sequence[Any]]) -> None:
             raise FormatError(f"{name}={value!r} is unknown; use one of {', '.join(str(one) for one in known if one)}")
 
 
-def _control_freq(env_args: Mapping) -> float | None:
+def _kwargs(env_args: Mapping) -> dict:
     kwargs = env_args.get("env_kwargs")
-    told = kwargs.get("control_freq") if isinstance(kwargs, dict) else None
-    return float(told) if isinstance(told, int | float) and 0 < told < 1e6 else None
+    return kwargs if isinstance(kwargs, dict) else {}
 
 
 def _unread(file: Hdf5File) -> list[str]:
@@ -168,7 +168,7 @@ def _chosen(file: Hdf5File, demos: list[Demo], masks: Mapping[str, Sequence[str]
 
 def _card(file: Hdf5File, env_args: Mapping, layout: Layout, masks: Mapping[str, Any], kept: Kept, origin: Mapping) -> dict:
     """The card; what a writer of ours kept stands before what robomimic's attributes tell."""
-    kwargs = env_args.get("env_kwargs") if isinstance(env_args.get("env_kwargs"), dict) and env_args.get("type") == ROBOSUITE else {}
+    kwargs = _kwargs(env_args) if env_args.get("type") == ROBOSUITE else {}
     streams = layout.streams
     acts = {name: column.path for name, column in layout.columns.items() if column.path in ACTIONS}
     cards = {name: action_card(kwargs, int(np.prod(streams[name].shape)), path == "actions_abs") for name, path in acts.items()}
@@ -214,12 +214,12 @@ def _meta(
     file: Hdf5File, demo: Demo, arrays: Mapping[str, np.ndarray], task: str, places: Mapping[str, Mapping], untimed: Sequence[str]
 ) -> dict:
     """An episode's metadata: what a writer of ours kept, or what the file's attributes and rewards tell."""
-    kept = parsed(file.attribute(demo.group, KEPT, ""))
+    kept = json_object(file.attribute(demo.group, KEPT, ""))
     hidden = {"num_samples", KEPT, *kept.get("derived", ())}
     attributes = {name: value for name, value in file.attributes(demo.group).items() if name not in hidden}
     own = {
         "attributes": {name: to_json(value) for name, value in attributes.items()},
-        "arrays": {path: to_json(_untimed(file, demo, path)) for path in untimed if path in demo.datasets},
+        "arrays": {path: to_json(file.values(demo.datasets[path])) for path in untimed if path in demo.datasets},
         "masks": dict(places.get(demo.name, {})),
     }
     own = {key: value for key, value in own.items() if (key in kept["sections"] if kept else value)}
@@ -229,7 +229,7 @@ def _meta(
 
 def _told(file: Hdf5File, demo: Demo, attributes: Mapping, arrays: Mapping[str, np.ndarray], task: str) -> dict:
     meta: dict[str, Any] = {"task": task, "source": {"format": "robomimic", "file": file.path.name, "name": demo.name}}
-    instruction = parsed(attributes.get("ep_meta")).get("lang")
+    instruction = json_object(attributes.get("ep_meta")).get("lang")
     if isinstance(instruction, str) and instruction:
         meta["instruction"] = instruction
     rewards = arrays.get("reward")
@@ -237,11 +237,6 @@ def _told(file: Hdf5File, demo: Demo, attributes: Mapping, arrays: Mapping[str, 
     if rewards is not None and rewards.size and np.isin(rewards, (0, 1)).all():
         meta["success"] = bool(rewards.any())
     return meta
-
-
-def _untimed(file: Hdf5File, demo: Demo, path: str) -> np.ndarray:
-    stored, place = demo.datasets[path], f"{demo.group}/{path}"
-    return np.array(file.texts(place), object).reshape(stored.shape) if stored.dtype == "text" else file.array(place)
 
 
 def _proprio(streams: Mapping[str, StreamSpec]) -> list[str]:

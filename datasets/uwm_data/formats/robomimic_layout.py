@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from uwm_data.errors import FormatError
 from uwm_data.formats.demonstrations import Column, Demo, Survey, agrees_when_sampled, evenly, stream_names
-from uwm_data.formats.hdf5 import Hdf5File
-from uwm_data.formats.robomimic_writing import KEPT, VERSION
+from uwm_data.formats.hdf5 import Hdf5File, json_object
+from uwm_data.formats.robomimic_encoding import KEPT, VERSION
 from uwm_data.streams import KINDS, StreamSpec
 
 SAMPLED_DEMOS = 12
@@ -34,19 +32,15 @@ class Kept:
         acts = self.card.get("policy", {}).get("action") if isinstance(self.card.get("policy"), Mapping) else None
         return next((path for path, (name, _) in self.streams.items() if name == acts and path in ACTIONS), "actions")
 
-
-def parsed(text: Any) -> dict:
-    """A JSON object in an attribute; nothing where there is none."""
-    try:
-        told = json.loads(text)
-    except (TypeError, ValueError, RecursionError):
-        return {}
-    return told if isinstance(told, dict) else {}
+    @property
+    def rate_hz(self) -> float | None:
+        """The rate of those actions."""
+        return self.streams[self.action][1].rate_hz if self.action in self.streams else None
 
 
 def kept_in(file: Hdf5File) -> Kept:
     """Read our writer's attribute; FormatError when it is of a later version, or damaged."""
-    told = parsed(file.attribute("", KEPT, ""))
+    told = json_object(file.attribute("", KEPT, ""))
     if not told:
         return Kept()
     if told.get("version") != VERSION:
@@ -88,7 +82,8 @@ class Layout:
         for path in sorted(paths, key=lambda path: (KINDS.index(kinds[path]), path != actions)):
             shape, dtype, count = survey.timed[path]
             closing = self._closing(path)
-            spec = StreamSpec(shape, dtype, rate, kinds[path], closing=bool(closing), optional=count < len(demos))
+            is_action = kinds[path] == "action"
+            spec = StreamSpec(shape, dtype, rate, kinds[path], closing=bool(closing) or is_action, optional=count < len(demos))
             self.streams[names[path]] = _told(spec, kept.streams[path][1]) if path in kept.streams else spec
             self.columns[names[path]] = Column(path, closing, next_obs == "check", upside_down and self._is_picture(path))
         self._note_next_obs()
