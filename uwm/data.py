@@ -54,10 +54,11 @@ class TrainingData:
                 data, name = untold[0]
                 raise ConfigError(f"{data.path} does not tell its {name}, and {reason}: declare it for this member of the mixture")
 
-        for kind in ("action", "proprio") if len(acting) > 1 else ():
-            sizes = {str(data.path): size for data in self.datasets if (size := getattr(data, f"{kind}_size"))}
-            if len(set(sizes.values())) > 1:
-                raise ConfigError(f"{kind} has different sizes ({sizes}), but {reasons[1]}")
+        for kind in ("action", "proprio") if self.run.mixture.normaliser == "shared" else ():
+            having = [data for data in self.datasets if getattr(data, f"{kind}_size")]
+            shapes = {str(data.path): [data.store.streams[name].shape for name in self._names(data, kind)] for data in having}
+            if any(shape != next(iter(shapes.values())) for shape in shapes.values()):
+                raise ConfigError(f"{kind} has different sizes ({shapes}), but {reasons[1]}")
 
     def _refuse_what_teaches_nothing(self) -> None:
         used = [pattern for pattern in self.run.train.objective.patterns if pattern.weight > 0]
@@ -99,52 +100,64 @@ class TrainingData:
 
     @cached_property
     def statistics(self) -> dict[str, dict[str, dict]]:
-        """{dataset: {stream: statistics}} of training episodes only; actions as the model sees them, at its rate."""
+        """{dataset: {"action", "proprio": statistics}} of training episodes only; actions as the model sees them, at its rate."""
+        groups = [self.datasets] if self.run.mixture.normaliser == "shared" else [[data] for data in self.datasets]
+        found: dict[str, dict[str, dict]] = {data.name: {} for data in self.datasets}
+        for group in groups:
+            for kind in ("action", "proprio"):
+                having = [data for data in group if getattr(data, f"{kind}_size")]
+                for data in having:
+                    found[data.name][kind] = found[having[0].name].get(kind) or self._summary(having, kind)
+        return found
+
+    def _summary(self, group: list[Dataset], kind: str) -> dict:
+        """Statistics of a kind over some datasets together; those of several streams stand behind each other."""
         from uwm_data.statistics import summarise
 
-        kinds = ("action", "proprio")
-        if self.run.mixture.normaliser == "shared" and self.is_mixture:
-            together = {kind: summarise(part for data in self.datasets for part in self._frames(data, kind)) for kind in kinds}
-            whole = {data.name: together for data in self.datasets}
-        else:
-            whole = {data.name: {kind: summarise(self._frames(data, kind)) for kind in kinds} for data in self.datasets}
-        sizes = {data.name: {"action": data.action_size, "proprio": data.proprio_size} for data in self.datasets}
-        return {name: {kind: found for kind, found in each.items() if found and sizes[name][kind]} for name, each in whole.items()}
+        columns = []
+        for place, name in enumerate(self._names(group[0], kind)):
+            nothing = np.zeros((1, *group[0].store.streams[name].shape))  # for a stream that no training episode has
+            parts = (part for data in group for part in self._values(data, self._names(data, kind)[place]))
+            columns.append(summarise(parts) or summarise([nothing]))
+        return {key: max(c[key] for c in columns) if key == "count" else [x for c in columns for x in c[key]] for key in columns[0]}
 
-    def _frames(self, data: Dataset, kind: str) -> Iterator:
-        """Training frames of one dataset, episode by episode; proprioception only where all of it is there."""
-        rates = rates_of(data, [0], self.rate_hz)
-        names = [name for name in (data.action,) if name] if kind == "action" else data.proprio
-        for index in data.training if names else ():
-            parts = [data.store.read(index, name) for name in names]
-            if kind == "action":
-                yield rates.episode(parts[0]) if rates and len(parts[0]) else parts[0]
-            elif len({len(part) for part in parts}) == 1:
-                yield np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+    @staticmethod
+    def _names(data: Dataset, kind: str) -> tuple[str, ...]:
+        return (data.action,) if kind == "action" else data.proprio
+
+    def _values(self, data: Dataset, name: str) -> Iterator[np.ndarray]:
+        """Training frames of one stream, episode by episode."""
+        rates = rates_of(data, [0], self.rate_hz) if name == data.action else None
+        for index in data.training:
+            values = data.store.read(index, name)
+            yield rates.episode(values) if rates and len(values) else values
 
     def frames(self) -> Tensor:
         """Training frames of all cameras for the autoencoder: all, or as many evenly drawn ones as fit into memory."""
         fitting = int(self.run.cache_gb * 2**30) // (3 * self.side**2)
         share = fitting / max(1, sum(data.frame_count(data.training) for data in self.datasets))
-        random, parts = np.random.default_rng(self.run.train.seed), []
+        random = np.random.default_rng(self.run.train.seed) if share < 1 else None
+        each = (data.frames(data.training, self.side, share, random) for data in self.datasets)
+        return torch.cat([part for episodes in each for episode in episodes for part in episode.values()])
+
+    def mixture(self):
+        """How the members of a mixture are drawn; also before there is a model."""
+        import uwm_data
+        from uwm_data.mixture import Mixture
+
+        config, of_windows = self.run.mixture, {}
         for data in self.datasets:
-            for episode in data.frames(data.training, self.side):
-                parts += episode.values() if share >= 1 else [part[random.random(len(part)) < share] for part in episode.values()]
-        return torch.cat(parts)
+            windows = uwm_data.Windows(data.store, {}, data.training, data.anchor)
+            tasks = np.array([data.task(index) if config.by == "task" else "" for index in data.training])
+            of_windows[data.name] = tasks[windows.locate(np.arange(len(windows)))[0]]
+        weights = (config.tasks or {}) if config.by == "task" else {member.name: member.weight for member in config.members}
+        return Mixture(of_windows, config.by, weights, self.run.train.seed)
 
     def windows(self, model: UnifiedModel) -> ModelWindows | MixtureWindows:
         """Training windows."""
         if not self.is_mixture:
             return self.windows_of(self.first, model, self.first.training)
-        from uwm_data.mixture import Mixture
-
-        each = {data.name: self.windows_of(data, model, data.training) for data in self.datasets}
-        tasks = {data.name: [data.task(int(index)) for index in each[data.name].windows.episodes] for data in self.datasets}
-        places = {name: windows.windows.locate(torch.arange(len(windows)).numpy())[0] for name, windows in each.items()}
-        of_window = {name: [tasks[name][place] for place in places[name]] for name in each}
-        mixture = self.run.mixture
-        weights = (mixture.tasks or {}) if mixture.by == "task" else {member.name: member.weight for member in mixture.members}
-        return MixtureWindows(each, Mixture(of_window, mixture.by, weights, self.run.train.seed))
+        return MixtureWindows({data.name: self.windows_of(data, model, data.training) for data in self.datasets}, self.mixture())
 
     def windows_of(self, data: Dataset, model: UnifiedModel, episodes: list[int]) -> ModelWindows:
         """Windows of some episodes of one dataset."""
@@ -157,4 +170,5 @@ class TrainingData:
 
 
 def window_config(run: TrainRun, rate_hz: float) -> WindowConfig:
-    return WindowConfig(rate_hz, run.augment, run.camera_dropout, int(run.cache_gb * 2**30))
+    """What windows need to know of a run; the members of a mixture share its memory."""
+    return WindowConfig(rate_hz, run.augment, run.camera_dropout, int(run.cache_gb * 2**30) // len(members_of(run)))

@@ -96,10 +96,16 @@ class Dataset:
             "data": str(self.member.data), "data_checksum": self.store.checksum_of(self.training), "streams": streams, "split": split,
         }  # fmt: skip
 
-    def frames(self, episodes: list[int], side: int) -> Iterator[dict[str, Tensor]]:
-        """All frames of each episode, per camera of the model, (n, side, side, 3) uint8."""
+    def frames(
+        self, episodes: list[int], side: int, share: float = 1.0, random: np.random.Generator | None = None
+    ) -> Iterator[dict[str, Tensor]]:
+        """Frames of each episode, per camera of the model, (n, side, side, 3) uint8: all, or a random share of them."""
         for index in episodes:
-            yield {name: resized(torch.from_numpy(self.store.read(index, own)), side) for name, own in self.cameras.items()}
+            found = {}
+            for name, own in self.cameras.items():
+                chosen = None if random is None else np.flatnonzero(random.random(self.store.length(index, own)) < share)
+                found[name] = resized(torch.from_numpy(self.store.read(index, own, chosen)), side)
+            yield found
 
     def frame_count(self, episodes: list[int]) -> int:
         """Frames of all cameras together."""
