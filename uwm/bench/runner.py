@@ -16,7 +16,12 @@ from uwm.bench.gates import HOLDS, Gate, overall
 from uwm.bench.page import finite
 from uwm.core.config import ConfigError, unknown
 
-BENCHES = {"modes": "uwm.bench.modes_bench", "render": "uwm.bench.render_bench", "token-drop": "uwm.bench.token_drop_bench"}
+BENCHES = {
+    "loader": "uwm.bench.loader_bench",
+    "modes": "uwm.bench.modes_bench",
+    "render": "uwm.bench.render_bench",
+    "token-drop": "uwm.bench.token_drop_bench",
+}
 
 
 @dataclass(frozen=True)
