@@ -75,7 +75,7 @@ def test_frames_come_back_by_number_from_a_file_and_from_a_joined_one(tmp_path, 
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.avi", "mpeg4"), ("a.webm", "libvpx-vp9"),
-                                             ("a.mov", "mpeg4"), ("a.mp4", "libsvtav1"), ("a.ts", "libx264")])  # fmt: skip
+                                             ("a.mov", "mpeg4"), ("a.mp4", "libsvtav1"), ("a.m2ts", "libx264")])  # fmt: skip
 def test_seeking_is_exact_in_files_of_others(tmp_path, name, codec):
     """Long groups of pictures, B-frames and coarse clocks: frame k is frame k, wherever one starts."""
     options = {"g": "50", "bf": "3"} if codec == "libx264" else {"g": "20"}

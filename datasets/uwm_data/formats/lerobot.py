@@ -133,7 +133,8 @@ class _Episodes:
         return Place(number, length, tuple(map(str, tasks or ())), data, first, start, videos)
 
     def _video(self, key: str, row: int, length: int) -> tuple[str, int] | None:
-        if self.table[f"videos/{key}/file_index"][row] is None:
+        told = self.table[f"videos/{key}/file_index"][row]
+        if told is None or told != told:  # pandas writes what is missing as NaN
             return None
         path = self._file(f"videos/{key}", row, self.info.get("video_path") or VIDEO, video_key=key)
         if not self.exists.setdefault(path, (self.root / path).exists()):

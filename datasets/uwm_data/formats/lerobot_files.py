@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,8 +131,7 @@ class ChunkedFiles:
         """Join what is left, then the tables of tasks and episodes and the statistics of all."""
         for track in self._up_to_date(sink.ledger, sink.cameras):
             self._join(track, sink.ledger.lines)
-        if self._tracks[0].folder.exists():
-            self._tracks[0].folder.rmdir()
+        shutil.rmtree(self._tracks[0].folder, ignore_errors=True)
         self._write_tasks(sink.ledger.tasks)
         self._write_episodes(sink)
         told = lerobot_statistics.to_json(self._statistics(sink))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -53,16 +53,48 @@ def load_json(path: Path, at_most: int = MAX_JSON_BYTES) -> Any:
 
 def load_lines(path: Path) -> list[dict]:
     """A file of one JSON object per line."""
+    return [_object(line, path) for line in _lines(path) if line.strip()]
+
+
+def _lines(path: Path) -> Iterator[bytes]:
     try:
-        with open(path, encoding="utf-8") as file:
-            lines = [json.loads(line) for line in file if line.strip()]
+        with open(path, "rb") as file:
+            yield from file
     except OSError as error:
         raise FormatError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _object(line: bytes, path: Path) -> dict:
+    try:
+        told = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} has a line that is not JSON: {error}") from error
-    if not all(isinstance(line, dict) for line in lines):
+    if not isinstance(told, dict):
         raise FormatError(f"{path}: every line must be a JSON object")
-    return lines
+    return told
+
+
+class Notes:
+    """What we noted of each episode (`meta/uwm/episodes.jsonl`): lengths and missing streams in memory, metadata on demand."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.lengths: list[Any] = []
+        self.missing: list[frozenset[str]] = []
+        self._offsets: list[int] = []
+        offset = 0
+        for line in _lines(path):
+            told = _object(line, path)
+            self.lengths.append(told.get("length"))
+            self.missing.append(frozenset(map(str, told.get("missing") or ())))
+            self._offsets.append(offset)
+            offset += len(line)
+
+    def meta(self, index: int) -> dict:
+        """The metadata with which an episode was appended."""
+        with open(self.path, "rb") as file:
+            file.seek(self._offsets[index])
+            return dict(_object(file.readline(), self.path).get("meta") or {})
 
 
 def version_told(path: Path) -> tuple[int, int] | None:

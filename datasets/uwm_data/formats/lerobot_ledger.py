@@ -30,7 +30,10 @@ _COMPARED = ("format", "version", "streams", "options", "card", "features")
 
 
 class Ledger:
-    """Open for writing, from creation to `release()`. `description` is JSON-able; `lines` are the committed episodes."""
+    """Open for writing, from creation to `release()`. `description` is JSON-able; `lines` are the committed episodes.
+
+    Metadata stays on disk: a demonstration's may hold a whole simulator model.
+    """
 
     def __init__(self, root: Path, description: Mapping[str, Any]):
         self.root, self.folder = root, root / OURS
@@ -64,8 +67,7 @@ class Ledger:
         self.lines: list[dict] = []
         self.tasks: dict[str, int] = {}  # the number of each, in the order in which episodes brought them
         self.frames = 0  # rows of all episodes together
-        for line in self._committed():
-            self._count(line)
+        self._take_committed()
         with open(self._statistics, "rb") as file:
             sizes = [len(line) for _, line in zip(self.lines, file, strict=False)]
         if len(sizes) < len(self.lines):
@@ -73,17 +75,20 @@ class Ledger:
         self._statistics_end = sum(sizes)
         durable.truncate(self._statistics, self._statistics_end)
 
-    def _committed(self) -> list[dict]:
+    def _take_committed(self) -> None:
         for path in (self._statistics, self._episodes):
             durable.write_at(path, 0, b"")
-        data = self._episodes.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        durable.truncate(self._episodes, len(whole))
-        self._episodes_end = len(whole)
-        try:
-            return [json.loads(line) for line in whole.splitlines()]
-        except ValueError as error:
-            raise FormatError(f"{self._episodes} is damaged ({error}); write to another folder") from error
+        self._episodes_end = 0
+        with open(self._episodes, "rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # it was never committed
+                try:
+                    self._count(json.loads(line))
+                except (ValueError, KeyError, TypeError) as error:
+                    raise FormatError(f"{self._episodes} is damaged ({error}); write to another folder") from error
+                self._episodes_end += len(line)
+        durable.truncate(self._episodes, self._episodes_end)
 
     @property
     def _episodes(self) -> Path:
@@ -105,6 +110,7 @@ class Ledger:
         self._count(json.loads(written))
 
     def _count(self, line: dict) -> None:
+        line.pop("meta", None)
         self.lines.append(line)
         self.frames += line["length"]
         for text in [*line["tasks"], *line["other_tasks"]]:

@@ -12,7 +12,7 @@ import numpy as np
 from uwm_data.errors import FormatError, StoreError
 from uwm_data.formats import RawEpisode
 from uwm_data.formats.lerobot_features import INDEX_DTYPES, PICTURES, Field, fields_of, modality_names, parted, spec_of
-from uwm_data.formats.lerobot_info import OURS, TOLERANCE_S, Place, load_json, load_lines, rate_of, splits_of
+from uwm_data.formats.lerobot_info import OURS, TOLERANCE_S, Notes, Place, load_json, rate_of, splits_of
 from uwm_data.formats.lerobot_rows import Rows, decoded_pictures, integers, numbers, texts
 from uwm_data.formats.video import VideoFile
 from uwm_data.streams import StreamSpec, check_names
@@ -38,7 +38,7 @@ class LeRobotSource:
         if any(len(place.tasks) > 1 for place in places):
             self.streams["task_index"] = StreamSpec((), "int64", self.rate_hz, "label", closing=False)
         self.card = self._make_card(version, info)
-        self._extras: dict[int, dict] = {}
+        self._notes: Notes | None = None
         self._take_our_own()
         if not self.streams:
             raise FormatError(f"{root} has no feature that can be a stream: {'; '.join(self.left_out)}")
@@ -106,14 +106,13 @@ class LeRobotSource:
 
     def _take_our_own(self) -> None:
         """What we wrote beside the dataset restores names, units, card and metadata, if it still fits."""
-        card, lines = self.path / OURS / "card.json", self.path / OURS / "episodes.jsonl"
-        if not (card.exists() and lines.exists()):
+        card, noted = self.path / OURS / "card.json", self.path / OURS / "episodes.jsonl"
+        if not (card.exists() and noted.exists()):
             return
         try:
-            told, extras = load_json(card), load_lines(lines)
+            told, notes = load_json(card), Notes(noted)
             fields, streams = self._our_streams(told)
-            lengths = [line.get("length") for line in extras]
-            if lengths != [place.length for place in self._places] or not isinstance(told["card"], dict):
+            if notes.lengths != [place.length for place in self._places] or not isinstance(told["card"], dict):
                 raise FormatError("its episodes are others")
         except (FormatError, StoreError, KeyError, TypeError, ValueError, AttributeError) as error:
             self.left_out.append(f"{OURS} does not fit this dataset any more and is not used: {error}")
@@ -121,8 +120,7 @@ class LeRobotSource:
         source = {**self.card["source"], "names": {name: each.key for each in fields for name in each.streams}}
         if "source" in told["card"]:
             source["before"] = told["card"]["source"]
-        self._fields, self.streams, self.card = fields, streams, {**told["card"], "source": source}
-        self._extras = dict(enumerate(extras))
+        self._fields, self.streams, self.card, self._notes = fields, streams, {**told["card"], "source": source}, notes
 
     def _our_streams(self, told: dict) -> tuple[list[Field], dict[str, StreamSpec]]:
         streams = {spec["name"]: StreamSpec(**{key: value for key, value in spec.items() if key != "name"}) for spec in told["streams"]}
@@ -154,7 +152,7 @@ class LeRobotSource:
         where = f"{self.path / place.table}, episode {index}"
         table = self._table(place)
         self._check_index(table, place, where)
-        missing = set(self._extras.get(index, {}).get("missing", ()))
+        missing = self._notes.missing[index] if self._notes else frozenset()
         arrays: dict[str, np.ndarray] = {}
         for each in self._fields:
             if not each.is_text:
@@ -192,7 +190,7 @@ class LeRobotSource:
                 "give tolerance_s=... if that is meant"
             )
 
-    def _values(self, each: Field, table, place: Place, where: str, missing: set[str]) -> dict[str, np.ndarray]:
+    def _values(self, each: Field, table, place: Place, where: str, missing: frozenset[str]) -> dict[str, np.ndarray]:
         gone = [name for name in each.streams if name in missing]
         if gone or (each.dtype == "video" and each.key not in place.videos):
             return {name: np.zeros((0, *self.streams[name].shape), self.streams[name].dtype) for name in each.streams}
@@ -232,8 +230,8 @@ class LeRobotSource:
         return found
 
     def _meta(self, index: int, place: Place, table, numbers_of_tasks: np.ndarray, where: str) -> dict:
-        if index in self._extras and isinstance(self._extras[index].get("meta"), dict):
-            return self._extras[index]["meta"]
+        if self._notes:
+            return self._notes.meta(index)
         meta: dict[str, Any] = {"source": {"format": "lerobot", "name": self.path.name, "episode": place.number}}
         text = self._tasks[int(numbers_of_tasks[0])]
         if text:

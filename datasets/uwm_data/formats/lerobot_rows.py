@@ -113,9 +113,13 @@ class Rows:
         if start + count > self.count:
             raise FormatError(f"{self.path} has {self.count} rows, {start} to {start + count - 1} are promised; it is cut off or another")
         with explained(self.path):
-            if start != self._next:
-                self._go_to(start)
-            return self._take(count)
+            try:
+                if start != self._next:
+                    self._go_to(start)
+                return self._take(count)
+            except BaseException:
+                self._next = -1
+                raise
 
     def _go_to(self, start: int) -> None:
         first = int(np.searchsorted(self._starts, start, side="right")) - 1

@@ -113,7 +113,8 @@ class EpisodeFiles:
     def discard(self, index: int, cameras: list[str]) -> None:
         """Remove the files of an episode."""
         for path in (self._table(index), *(self._video(index, key) for key in cameras)):
-            path.unlink(missing_ok=True)
+            for left in (path, path.with_name(path.name + durable.PARTIAL_SUFFIX)):
+                left.unlink(missing_ok=True)
 
     def _table(self, index: int) -> Path:
         return self.root / DATA.format(episode_chunk=index // self.chunks_size, episode_index=index)

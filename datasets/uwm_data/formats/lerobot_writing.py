@@ -241,7 +241,7 @@ class LeRobotSink:
             table, own = self._table(index, encoded)
             places = self.files.store(index, table, encoded.videos, self.ledger)
             line = {"length": encoded.length, "tasks": encoded.tasks, "other_tasks": self._texts_that_are_tasks(encoded)}
-            line |= {"missing": encoded.missing, "meta": encoded.meta, "files": places}
+            line |= {"missing": encoded.missing, "meta": encoded.meta, "split": _split_of(encoded.meta), "files": places}
             statistics = lerobot_statistics.to_json({**encoded.statistics, **own})
             self.ledger.commit(line, statistics, encoded.counts)
         except OSError as error:
@@ -333,7 +333,7 @@ class LeRobotSink:
         robot = self.card.get("robot")
         return {
             "codebase_version": self.files.version,
-            "robot_type": robot if isinstance(robot, str) else None,
+            "robot_type": robot if isinstance(robot, str) and robot != "unknown" else None,
             "total_episodes": len(self),
             "total_frames": self.ledger.frames,
             "total_tasks": len(self.ledger.tasks),
@@ -364,9 +364,14 @@ def _rate_of(card: Mapping, streams: Mapping[str, StreamSpec]) -> float:
     return float(told) if isinstance(told, int | float) and told > 0 else streams[reference_stream(streams)].rate_hz
 
 
+def _split_of(meta: Mapping) -> str:
+    ours = meta.get("lerobot")
+    return str(ours.get("split", "train")) if isinstance(ours, Mapping) else "train"
+
+
 def _splits(lines: list[dict], left_out: list[str]) -> dict[str, str]:
     """The splits that episodes came with, where they lie together; else one for all."""
-    told = [str((line["meta"].get("lerobot") or {}).get("split", "train")) for line in lines]
+    told = [line["split"] for line in lines]
     starts = [number for number, name in enumerate(told) if not number or name != told[number - 1]]
     if len({told[start] for start in starts}) == len(starts):
         return {told[start]: f"{start}:{end}" for start, end in zip(starts, [*starts[1:], len(told)], strict=True)}

@@ -29,7 +29,7 @@ from uwm_data.errors import FormatError
 from uwm_data.formats import RawEpisode
 from uwm_data.streams import StreamSpec
 
-VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".gif")
+VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".mts", ".m2ts", ".wmv", ".flv", ".ogv", ".gif")
 PICTURES = (".png", ".jpg", ".jpeg")
 EPISODE_BYTES = 256 << 20
 _LOOKED_AT = 20_000  # names, before a folder counts as none of ours
