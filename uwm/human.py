@@ -24,7 +24,7 @@ import numpy as np
 from uwm_data import StreamSpec
 from uwm_data.errors import FormatError
 from uwm_data.formats import RawEpisode
-from uwm_data.formats.demonstrations import Demo, demos_of, opened
+from uwm_data.formats.demonstrations import demos_of, opened
 from uwm_data.formats.hdf5 import Hdf5File, looks_like_hdf5
 
 DEMO = re.compile(r"demo_\d+")
@@ -62,10 +62,11 @@ def _files_in(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Recording:
-    """One demonstration and what its file says: robosuite's task name, its version, and the rest in `notes`."""
+    """Demonstration `name` (states of `width` numbers) and what its file says: robosuite's task name, version, the rest in `notes`."""
 
     file: Hdf5File
-    demo: Demo
+    name: str
+    width: int
     task: str
     version: str
     notes: dict
@@ -112,7 +113,7 @@ def _recordings(path: Path) -> list[Recording]:
     for demo in demos:
         if "states" not in demo.datasets or len(demo.datasets["states"].shape) != 2:
             raise FormatError(f"{path}: {demo.name} has no `states` (N, 1 + nq + nv), so there is nothing to replay")
-    return [Recording(file, demo, task, version, notes) for demo in demos]
+    return [Recording(file, demo.name, demo.datasets["states"].shape[1], task, version, notes) for demo in demos]
 
 
 def _robots(path: Path, env_info: Any) -> list[str]:
@@ -132,7 +133,7 @@ class HumanSource:
         self.path, self.recordings = path, recordings
         self.left_out = [*left_out, "the models that were recorded in (model_file): they do not load in robosuite 1.5"]
         self._look = {"cameras": cameras, "image_size": image_size, "render": render}
-        self._widths = {each.task: each.demo.datasets["states"].shape[1] for each in recordings}
+        self._widths = {each.task: each.width for each in recordings}
         self._names = _state_streams(tuple(self._widths))
         self.streams, self.card = self._described()
         self._stage: tuple[int, tuple[str, str], Any] | None = None
@@ -170,12 +171,11 @@ class HumanSource:
         if not 0 <= index < len(self):
             raise FormatError(f"{self.path} has demonstrations 0 to {len(self) - 1}, asked for {index}")
         recording = self.recordings[index]
-        where = f"{recording.file.path}: {recording.demo.name}"
-        states, actions = (recording.file.array(f"{recording.demo.group}/{name}") for name in ("states", "actions"))
+        states, actions = (recording.file.array(f"data/{recording.name}/{kind}") for kind in ("states", "actions"))
         try:
             shown = self._staged(recording).show(states, actions)
         except ValueError as error:
-            raise FormatError(f"{where}: {error}") from error
+            raise FormatError(f"{recording.file.path}: {recording.name}: {error}") from error
         arrays = {**shown.observations, "action": shown.action, "action_recorded": shown.recorded}
         for task, name in self._names.items():
             kept = states if task == recording.task else states[:0]
@@ -219,6 +219,6 @@ def _meta(recording: Recording, shown: Any) -> dict:
         "task": recording.task,
         "instruction": replayed_task(recording.task).instruction,
         **success,
-        "source": {"format": "robosuite", "file": recording.file.path.name, "demo": recording.demo.name, "version": recording.version},
+        "source": {"format": "robosuite", "file": recording.file.path.name, "demo": recording.name, "version": recording.version},
         "robosuite": {**recording.notes, "clipped": shown.clipped},
     }
