@@ -71,12 +71,13 @@ def in_page_cache(file):
         os.close(descriptor)
 
 
-def test_a_file_is_taken_out_of_the_page_cache_and_brought_back(made):
-    file = made.files["memory map"][0]
-    bench.drop(file)
-    assert not in_page_cache(file)
-    bench.touch(file)
-    assert in_page_cache(file)
+def test_the_files_of_everyone_leave_the_page_cache_and_come_back(store, tmp_path):
+    made = contenders.prepare(store, tmp_path)
+    for file in [some[0] for some in made.files.values()]:
+        bench.drop(file)
+        assert not in_page_cache(file)
+        bench.touch(file)
+        assert in_page_cache(file)
 
 
 def test_a_small_run_measures_everyone_and_says_how_to_get_the_missing_judge(store, tmp_path, monkeypatch):
