@@ -246,7 +246,8 @@ def explain(config: dict) -> int:
     else:
         run = from_mapping(TrainRun, config, "config")
         policy = _policy_over_the_horizon(run.model)
-    print(explained(_model_config_without_store(run), run.train.objective, policy))
+    data = _data_that_is_there(run)
+    print(explained(data.model_config() if data else _model_without_data(run), run.train.objective, policy, data))
     return 0
 
 
@@ -256,13 +257,17 @@ def _policy_over_the_horizon(size: SizeConfig) -> PolicyConfig:
     return PolicyConfig(chunk=chunk, chunks=size.horizon // chunk, past=size.past)
 
 
-def _model_config_without_store(run: TrainRun) -> ModelConfig:
-    """The model of a run: sizes from its store if that is there, else those of the Panda worlds."""
+def _data_that_is_there(run: TrainRun) -> TrainingData | None:
     places = [member.data for member in members_of(run)]
     missing = [place for place in places if "://" not in place and not Path(place).exists()]
     if not missing:
-        return TrainingData(run).model_config()
+        return TrainingData(run)
     print(f"note: {', '.join(missing)} does not exist yet; showing the sizes of the Panda worlds with two cameras\n", file=sys.stderr)
+    return None
+
+
+def _model_without_data(run: TrainRun) -> ModelConfig:
+    """The model of a run with the sizes of the Panda worlds."""
     side = 64 if 64 % run.model.grid == 0 else 32 * run.model.grid
     return run.model.model(("agentview", "wrist"), proprio_size=11, action_size=7, image_size=side)
 

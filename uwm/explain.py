@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from uwm.core import plans, roles
 from uwm.core.config import to_mapping
 from uwm.core.streams import Layout
+from uwm.data import TrainingData
 from uwm.learn.objective import ObjectiveConfig
 from uwm.nn.model import ModelConfig, Observation, UnifiedModel, parameter_share
 from uwm.robot.policy import PolicyConfig
@@ -20,13 +21,16 @@ PICTURE_ROWS = 3  # a plan is drawn with few rows: its shape does not depend on 
 MODES = ("policy", "video", "forward", "inverse", "joint")
 
 
-def explain(model_config: ModelConfig, objective: ObjectiveConfig, policy: PolicyConfig) -> str:
-    """The whole explanation as text. Builds the real model with random weights to count its parameters and FLOPs.
+def explain(model_config: ModelConfig, objective: ObjectiveConfig, policy: PolicyConfig, data: TrainingData | None = None) -> str:
+    """The whole explanation as text; of the data too, where it is there.
+
+    Builds the real model with random weights to count its parameters and FLOPs.
 
     Raises ValueError when the policy's horizon is not one that the model is trained on.
     """
     model = UnifiedModel(model_config).eval()
     parts = [
+        *([("Data", _data(data))] if data else []),
         ("Streams", _streams(model)),
         ("Token layout", _layout(model.layout)),
         ("Plans, one line per network call", _plans(model.layout, policy)),
@@ -52,6 +56,19 @@ def _span(frames: tuple[int, ...]) -> str:
     """`-2..23` for a gapless run of ticks, else the list."""
     gapless = frames == tuple(range(frames[0], frames[-1] + 1))
     return f"{frames[0]}..{frames[-1]}" if gapless and len(frames) > 1 else ", ".join(map(str, frames))
+
+
+def _data(data: TrainingData) -> str:
+    """A line per dataset, or per task where a mixture is drawn by task."""
+    own = {each.name: each for each in data.datasets}
+    pools = [(pool.dataset, pool.task, pool.share) for pool in data.mixture().pools] if data.is_mixture else [(data.first.name, "", 1.0)]
+    rows = [("dataset", "task", "share", "episodes", "Hz", "action", "proprio", "cameras")]
+    for name, task, share in pools:
+        each = own[name]
+        cameras = ", ".join(ours if ours == theirs else f"{ours} ({theirs})" for ours, theirs in each.cameras.items())
+        sizes = (len(each.training), f"{each.rate_hz:g}", each.action_size or "none", each.proprio_size or "none")
+        rows.append((name, task, f"{100 * share:.1f} %", *sizes, cameras))
+    return _columns(rows, (2, 3, 4, 5, 6)) + f"\nthe model ticks at {data.rate_hz:g} Hz and sees {data.side} x {data.side} pixels"
 
 
 def _streams(model: UnifiedModel) -> str:
