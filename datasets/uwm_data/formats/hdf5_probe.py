@@ -212,7 +212,7 @@ def look(h5py, path, members, call_seconds):
     try:
         with h5py.File(path, "r", locking="best-effort") as file:
             walk = Walk(h5py, file, os.path.getsize(path), members, call_seconds)
-            walk.group(file["/"].id, "", set())
+            walk.group(file["/"].id, "", {h5py.h5o.get_info(file["/"].id).addr})
             walk.wind_up()
     except MemoryError:
         tell(error="it claims more memory than any sound file of its size needs")
