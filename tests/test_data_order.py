@@ -32,6 +32,12 @@ def test_a_resumed_shuffle_equals_one_straight_through(count, batch_size, seed, 
     np.testing.assert_array_equal(straight, resumed)
 
 
+def test_the_order_of_an_epoch_is_that_of_every_earlier_version():
+    """Checkpoints of earlier versions resume in the middle of it."""
+    for epoch, batch in enumerate(islice(shuffled(7, 7, 3), 3)):
+        np.testing.assert_array_equal(batch, np.random.default_rng([3, epoch]).permutation(7))
+
+
 def of_all_ranks(count, batch_size, seed, world_size, steps, start_step=0):
     """(steps, world_size * batch_size) numbers: what all ranks together see in each step, rank after rank."""
     orders = [shuffled(count, batch_size, seed, start_step, rank, world_size) for rank in range(world_size)]

@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import google_crc32c
@@ -49,7 +49,8 @@ class BlockCache:
         except FileNotFoundError:
             return None
         try:
-            os.utime(descriptor)
+            with suppress(OSError):  # somebody else's file: its use is not noted
+                os.utime(descriptor)
             if key not in self._whole:
                 if not _is_whole(_all_of(descriptor)):
                     self.drop(key)
