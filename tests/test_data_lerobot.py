@@ -384,6 +384,34 @@ def test_a_full_disk_leaves_whole_episodes_and_the_next_call_goes_on(tmp_path, m
 
 
 @both
+@pytest.mark.parametrize("late", [0, 1, 2, 3, 4, 5])
+def test_an_interrupt_leaves_the_whole_episode_or_nothing_of_it(tmp_path, monkeypatch, version, late):
+    """Ctrl-C behind each disk write of an append, the commit included."""
+    sink = VERSIONS[version].write(tmp_path / "d", STREAMS, CARD)
+    encode, some = sink.encoder(), episodes((5, 4, 6))
+    sink.append(encode(some[0]))
+    write_at, calls = durable.write_at, [0]
+
+    def interrupted(*arguments):
+        write_at(*arguments)
+        calls[0] += 1
+        if calls[0] == late + 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "write_at", interrupted)
+        try:
+            sink.append(encode(some[1]))
+        except KeyboardInterrupt:
+            pass
+    assert len(sink) == (2 if late > 3 else 1)
+    for one in some[len(sink) :]:
+        sink.append(encode(one))
+    sink.close()
+    assert_holds(VERSIONS[version].read(tmp_path / "d"), some, False)
+
+
+@both
 def test_a_finished_dataset_says_how_many_episodes_it_has_and_takes_more(tmp_path, version):
     some = episodes()
     write(tmp_path / "d", version, some[:4])
@@ -429,6 +457,11 @@ def test_folders_of_others_and_second_writers_are_refused(tmp_path, version):
     for name, words in (("other", "was not begun here"), ("file", "is a file")):
         with pytest.raises(FormatError, match=words):
             module.write(tmp_path / name, STREAMS, CARD)
+    for damaged in ("{", "[]", '{"streams": 3}'):
+        (tmp_path / "ours" / "meta" / "uwm").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "ours" / "meta" / "uwm" / "card.json").write_text(damaged)
+        with pytest.raises(FormatError, match=r"not JSON|is not ours|another"):
+            module.write(tmp_path / "ours", STREAMS, CARD)
     sink = module.write(tmp_path / "d", STREAMS, CARD)
     with pytest.raises(ValueError, match="being written by"):
         module.write(tmp_path / "d", STREAMS, CARD)

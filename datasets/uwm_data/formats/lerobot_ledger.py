@@ -22,7 +22,7 @@ import numpy as np
 
 from uwm_data import durable
 from uwm_data.errors import FormatError
-from uwm_data.formats.lerobot_info import OURS
+from uwm_data.formats.lerobot_info import OURS, load_json
 from uwm_data.journal import canonical
 from uwm_data.lock import WriterLock
 
@@ -56,7 +56,9 @@ class Ledger:
     def _open(self, described: dict) -> None:
         card = self.folder / "card.json"
         if card.exists():
-            told = json.loads(card.read_bytes())
+            told = load_json(card)
+            if not isinstance(told, dict):
+                raise FormatError(f"{card} is not ours; write to another folder")
             # Streams by their names, so that the one in question is named.
             parts = [({name: told.get(name)}, {name: described[name]}) for name in _COMPARED]
             other = next(filter(None, (first_difference(_by_name(old), _by_name(new)) for old, new in parts)), "")
@@ -64,6 +66,12 @@ class Ledger:
                 raise FormatError(f"{self.root} was begun with another {other}; write to another folder, or tell the same")
         else:
             durable.replace_file(card, json.dumps(described, indent=1, sort_keys=True).encode())
+        for path in (self._statistics, self._episodes):
+            durable.write_at(path, 0, b"")
+        self.reload()
+
+    def reload(self) -> None:
+        """Look again what is committed, and cut off what is not. Raises OSError."""
         self.lines: list[dict] = []
         self.tasks: dict[str, int] = {}  # the number of each, in the order in which episodes brought them
         self.frames = 0  # rows of all episodes together
@@ -76,8 +84,6 @@ class Ledger:
         durable.truncate(self._statistics, self._statistics_end)
 
     def _take_committed(self) -> None:
-        for path in (self._statistics, self._episodes):
-            durable.write_at(path, 0, b"")
         self._episodes_end = 0
         with open(self._episodes, "rb") as file:
             for line in file:
@@ -117,7 +123,7 @@ class Ledger:
             self.tasks.setdefault(text, len(self.tasks))
 
     def roll_back(self) -> None:
-        """Cut off what an interrupted commit left behind. Raises OSError."""
+        """Cut off what a failed commit left behind. Raises OSError."""
         durable.truncate(self._episodes, self._episodes_end)
         durable.truncate(self._statistics, self._statistics_end)
 
@@ -144,7 +150,9 @@ def _refuse_foreign(root: Path) -> None:
 
 
 def _by_name(part: dict) -> dict:
-    return {"streams": {spec["name"]: spec for spec in part["streams"]}} if part.get("streams") else part
+    listed = part.get("streams")
+    fit = isinstance(listed, list) and all(isinstance(spec, dict) and "name" in spec for spec in listed)
+    return {"streams": {spec["name"]: spec for spec in listed}} if fit else part
 
 
 def first_difference(old: Any, new: Any, name: str = "") -> str:

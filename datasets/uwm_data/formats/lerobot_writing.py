@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -83,24 +83,25 @@ class Encoder:
         missing = [name for name, values in arrays.items() if not len(values)]
         length = self._rows(arrays)
         rows = {name: self._by_row(name, values, length) for name, values in arrays.items()}
-        columns, videos, statistics, counts = {}, {}, {}, {}
+        made = Encoded(length, {}, {}, *self._task_of_rows(episode.meta, rows, length), {}, {}, missing, dict(episode.meta))
         for each in self.fields:
             if each.is_text:
-                columns[each.key] = _expanded(_told_text(episode.meta, each.key), length)
-                continue
-            values = joined(rows, each)
-            counted = each.dtype in PICTURES
-            if counted and not set(each.streams) & set(missing):
-                counts[each.key] = lerobot_statistics.counts_of(values)
-                statistics[each.key] = lerobot_statistics.of_counts(counts[each.key], length)
-            elif not counted and not set(each.streams) & set(missing):
-                statistics[each.key] = lerobot_statistics.of_values(values)
-            if each.dtype == "video":
-                videos[each.key] = video.encode(values, self.rate_hz, self.codec, self.crf)
+                made.columns[each.key] = _expanded(_told_text(episode.meta, each.key), length)
             else:
-                columns[each.key] = [pictures.encode_png(frame) for frame in values] if each.dtype == "image" else values
-        tasks, task_rows = self._task_of_rows(episode.meta, rows, length)
-        return Encoded(length, columns, videos, tasks, task_rows, statistics, counts, missing, dict(episode.meta))
+                self._add(made, each, joined(rows, each))
+        return made
+
+    def _add(self, made: Encoded, each: Field, values: np.ndarray) -> None:
+        there = not set(each.streams) & set(made.missing)
+        if there and each.dtype in PICTURES:
+            made.counts[each.key] = lerobot_statistics.counts_of(values)
+            made.statistics[each.key] = lerobot_statistics.of_counts(made.counts[each.key], made.length)
+        elif there:
+            made.statistics[each.key] = lerobot_statistics.of_values(values)
+        if each.dtype == "video":
+            made.videos[each.key] = video.encode(values, self.rate_hz, self.codec, self.crf)
+        else:
+            made.columns[each.key] = [pictures.encode_png(frame) for frame in values] if each.dtype == "image" else values
 
     def _rows(self, arrays: Mapping[str, np.ndarray]) -> int:
         name = reference_stream(self.streams, [name for name, values in arrays.items() if len(values)])
@@ -245,10 +246,11 @@ class LeRobotSink:
             statistics = lerobot_statistics.to_json({**encoded.statistics, **own})
             self.ledger.commit(line, statistics, encoded.counts)
         except OSError as error:
-            self._roll_back(index)
+            self._roll_back(self.ledger.roll_back)
             raise FormatError(self._disk_trouble(error, index)) from error
         except BaseException:
-            self._roll_back(index)
+            # Ctrl-C may come between the commit and its being counted, so what is on disk decides.
+            self._roll_back(self.ledger.reload)
             raise
         self._tell_missing(encoded.missing)
 
@@ -281,10 +283,10 @@ class LeRobotSink:
     def _texts_that_are_tasks(self, encoded: Encoded) -> list[str]:
         return [text for each in self.fields if each.dtype == "task" for text in dict.fromkeys(encoded.columns[each.key])]
 
-    def _roll_back(self, index: int) -> None:
+    def _roll_back(self, put_right: Callable[[], None]) -> None:
         try:
-            self.ledger.roll_back()
-            self.files.discard(index, self.cameras)
+            put_right()
+            self.files.discard(len(self), self.cameras)
         except OSError:
             pass  # The disk is in a bad way; without a line the episode is not there, and the next call clears up.
 
