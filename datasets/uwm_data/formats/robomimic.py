@@ -43,23 +43,24 @@ PROPRIO = re.compile(r"(robot\d+_)?((right|left)_)?(eef_pos|eef_quat|gripper_qpo
 
 
 def recognise(path: str | Path) -> bool:
-    """Whether a file is robomimic's: `data` with demonstrations, and env_args with env_name and type, or observations.
+    """Whether a file is robomimic's: `data` with demonstrations that have observations, or env_args with env_name and type.
 
-    robosuite's own demonstrations (without either) and LIBERO's are other formats.
+    LIBERO's files are another format, and so are demonstrations without observations that robosuite's collector (attribute `env`)
+    wrote: they have to be replayed.
     """
     if not looks_like_hdf5(path):
         return False
     try:
         file = Hdf5File(path, members=40)
+        known = set(file.structure.attributes.get("data", ()))
         demo = next((name for name in file.structure.groups.get("data", ()) if DEMO.fullmatch(name)), None)
-        if demo is None or {"problem_info", "bddl_file_name"} & set(file.structure.attributes.get("data", ())):
+        if f"data/{demo}/actions" not in file.structure.datasets or {"problem_info", "bddl_file_name"} & known:
             return False
         told = json_object(file.attribute("data", "env_args", ""))
         file.close()
     except FormatError:
         return False
-    has_actions = f"data/{demo}/actions" in file.structure.datasets
-    return has_actions and ({"env_name", "type"} <= set(told) or f"data/{demo}/obs" in file.structure.groups)
+    return f"data/{demo}/obs" in file.structure.groups or ("env" not in known and {"env_name", "type"} <= set(told))
 
 
 def read(
