@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+from itertools import islice
 
 import fsspec
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 import zarr
 
 from data_episodes import STREAMS, assert_holds, make_episode, make_store
-from uwm_data import EpisodeStore, StoreError, Windows, check, copy_store, copying, remote, repair, shuffled
+from uwm_data import EpisodeStore, Loader, StoreError, Windows, check, copy_store, copying, remote, repair, shuffled
 from uwm_data.block_cache import BlockCache
 
 OFFSETS = {"camera": [-1, 0, 3], "state": [0], "action": range(-2, 5)}
@@ -144,6 +145,16 @@ def test_other_processes_read_at_the_same_time(uploaded, local, cache, way):
         assert worker.exitcode == 0
     assert found == [local[1][1]["state"].tobytes()] * 4
     assert store.read(1, "state").tobytes() == found[0]
+
+
+def test_a_loaders_workers_read_a_remote_store(uploaded, local, cache):
+    url, options = uploaded
+    here = Windows(EpisodeStore.open(local[0]), OFFSETS)
+    orders = list(islice(shuffled(len(here), 16, 0), 6))
+    with Loader(Windows(EpisodeStore.open(url, **options, **cache), OFFSETS), orders, workers=2) as batches:
+        for numbers, batch in zip(orders, batches, strict=True):
+            for name, values in here.batch(numbers).values.items():
+                np.testing.assert_array_equal(batch.values[name], values)
 
 
 def test_a_remote_store_pickles_small_and_without_its_connection(uploaded, local, cache):

@@ -10,12 +10,9 @@ Which batch comes when depends on the order alone, so a run resumes exactly: `Lo
 
 from __future__ import annotations
 
-import math
-import mmap
 import multiprocessing
 import os
 import signal
-import tempfile
 import threading
 import traceback
 import weakref
@@ -29,9 +26,9 @@ from typing import Protocol
 import numpy as np
 
 from uwm_data.errors import StoreError
+from uwm_data.slots import Lease, Slot, aligned, mapped, size_of
 from uwm_data.windows import WindowBatch
 
-_ALIGNED = 64  # bytes, so that every array of a slot starts on a cache line
 _PATIENCE_S = 5.0
 
 
@@ -134,7 +131,7 @@ class _Worker:
         try:
             batch, slot, size, places = self._pipe.recv()
             if size:
-                self._slots[slot] = _mapped(reduction.recv_handle(self._pipe), size)
+                self._slots[slot] = mapped(reduction.recv_handle(self._pipe), size)
         except (EOFError, ConnectionResetError) as error:
             self._process.join(_PATIENCE_S)
             raise StoreError(
@@ -146,11 +143,11 @@ class _Worker:
         return replace(batch, values=self._leased(slot, places))
 
     def _leased(self, slot: int, places: dict) -> dict[str, np.ndarray]:
-        lease = _Lease(self._slots[slot])
+        lease = Lease(self._slots[slot])
         # When the last array over the lease is gone, the slot is free again.
         weakref.finalize(lease, self._free.append, slot).atexit = False
         memory = np.asarray(lease)
-        return {name: memory[at : at + _bytes(shape, dtype)].view(dtype).reshape(shape) for name, (at, shape, dtype) in places.items()}
+        return {name: memory[at : at + size_of(shape, dtype)].view(dtype).reshape(shape) for name, (at, shape, dtype) in places.items()}
 
     def end(self) -> None:
         """Tell it to end."""
@@ -165,27 +162,19 @@ class _Worker:
                 break
 
 
-class _Lease:
-    """Owns the arrays of a batch: they keep it alive, it keeps their memory mapped."""
-
-    def __init__(self, memory: np.ndarray):
-        self._memory = memory
-        self.__array_interface__ = memory.__array_interface__
-
-
 # ---- the worker's side ---------------------------------------------------------------------------------------------
 
 
 def _serve(pipe: connection.Connection, source: BatchSource) -> None:
     """Read what is asked for until the other side closes its end, be it by its death."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    slots: list[_Slot] = []
+    slots: list[Slot] = []
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             numbers, number = pipe.recv()
             if number is None:
                 number = len(slots)
-                slots.append(_Slot())
+                slots.append(Slot())
             try:
                 batch, places = _read(source, numbers, slots[number])
             except StoreError as error:
@@ -201,93 +190,13 @@ def _serve(pipe: connection.Connection, source: BatchSource) -> None:
                 os.close(new)
 
 
-def _read(source: BatchSource, numbers: np.ndarray, slot: _Slot) -> tuple[WindowBatch, dict]:
+def _read(source: BatchSource, numbers: np.ndarray, slot: Slot) -> tuple[WindowBatch, dict]:
     slot.clear()
     batch = source.batch(numbers, slot.allocate)
     arrays = batch.values.values()
-    if not slot.has_room(sum(_aligned(values.nbytes) for values in arrays if slot.place_of(values) is None)):
-        slot.grow(sum(_aligned(values.nbytes) for values in arrays))
+    if not slot.has_room(sum(aligned(values.nbytes) for values in arrays if slot.place_of(values) is None)):
+        slot.grow(sum(aligned(values.nbytes) for values in arrays))
     return batch, {name: (slot.keep(values), values.shape, values.dtype.str) for name, values in batch.values.items()}
-
-
-class _Slot:
-    """Shared memory for one batch after another; the first one shows how much is needed."""
-
-    def __init__(self):
-        self.size, self._used, self._new = 0, 0, 0
-        self._memory = np.empty(0, np.uint8)
-
-    def clear(self) -> None:
-        """For the next batch."""
-        self._used = 0
-
-    def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """An array in the slot or, where there is no room, somewhere else."""
-        size, start = _bytes(shape, dtype), self._used
-        if start + size > self.size:
-            return np.empty(shape, dtype)
-        self._used = start + _aligned(size)
-        return self._memory[start : start + size].view(dtype).reshape(shape)
-
-    def has_room(self, size: int) -> bool:
-        """For so many bytes more?"""
-        return self._used + size <= self.size
-
-    def grow(self, size: int) -> None:
-        """Another, larger memory."""
-        self._new = _shared_memory(size)
-        self._memory, self.size, self._used = _mapped(os.dup(self._new), size), size, 0
-
-    def place_of(self, values: np.ndarray) -> int | None:
-        """Where an array stands in the slot, None if it stands somewhere else."""
-        start = values.__array_interface__["data"][0] - self._memory.__array_interface__["data"][0]
-        return start if values.flags.c_contiguous and 0 <= start <= self.size - values.nbytes else None
-
-    def keep(self, values: np.ndarray) -> int:
-        """The place of an array in the slot, moved there if it stands somewhere else."""
-        start = self.place_of(values)
-        if start is None:
-            start = self._used
-            self.allocate(values.shape, values.dtype)[...] = values
-        return start
-
-    def take_new(self) -> int:
-        """The descriptor of memory that the other side does not know yet, or 0."""
-        new, self._new = self._new, 0
-        return new
-
-
-def _shared_memory(size: int) -> int:
-    """A descriptor of memory without a name: it is gone when both sides are, however they end."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("uwm-batch")  # not in /dev/shm, which containers keep small
-    else:
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
-    try:
-        os.ftruncate(descriptor, size)
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(descriptor, 0, size)  # an error here, and not a dead worker at the first write
-    except OSError as error:
-        os.close(descriptor)
-        needed = f"{size / 1e6:.0f} MB of shared memory for a batch"
-        raise StoreError(f"cannot get {needed}: {error.strerror}; use fewer workers, less `ahead` or smaller batches") from error
-    return descriptor
-
-
-def _mapped(descriptor: int, size: int) -> np.ndarray:
-    """(size,) bytes of a descriptor, which is closed."""
-    memory = mmap.mmap(descriptor, size)
-    os.close(descriptor)
-    return np.frombuffer(memory, np.uint8)
-
-
-def _bytes(shape: tuple[int, ...], dtype: np.dtype | str) -> int:
-    return math.prod(shape) * np.dtype(dtype).itemsize
-
-
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGNED) * _ALIGNED
 
 
 @contextmanager
