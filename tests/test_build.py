@@ -156,6 +156,21 @@ def test_a_store_without_cameras_trains_a_policy_and_refuses_video(tmp_path, cap
     assert cli.main([*train, "model.video_frames=[]", "patterns@train.objective.patterns=actions"]) == 0
 
 
+def test_a_mixture_is_a_config_that_trains_explains_itself_and_acts(store, tmp_path, capfd):
+    """The shipped one, pointed at the toy world's demonstrations and at its frames alone."""
+    members = f"mixture.members=[{{name: toy, data: {store}}}, {{name: film, data: {store}, use_actions: false, weight: 0.5}}]"
+    assert cli.main(["explain", "train", "mixture=cotrain", members, "model=tiny"]) == 0
+    told = " ".join(capfd.readouterr().out.split())
+    assert "toy 66.7 %" in told and "film 33.3 %" in told and "the model ticks at 10 Hz" in told
+    assert cli.main(["train", "mixture=cotrain", members, f"out={tmp_path}", *TRAINING, "train.steps=2"]) == 0
+    card = checkpoints.describe(tmp_path / "model")["card"]
+    assert [pool["dataset"] for pool in card["drawn"]["pools"]] == ["toy", "film"]
+    evaluated = ["eval", "world=toy", f"checkpoint={tmp_path / 'model'}", *POLICY, "rollouts=1", "workers=1"]
+    assert cli.main(evaluated) == 0
+    assert "was trained without actions" in refusal(capfd, *evaluated, "member=film")
+    assert "no member 'leg'" in refusal(capfd, *evaluated, "member=leg")
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -163,6 +178,9 @@ def test_a_store_without_cameras_trains_a_policy_and_refuses_video(tmp_path, cap
         ("train.optim.matrices=sgd", "matrices must be moved by 'muon' or 'adamw'"),
         ("train.precision=float8", "precision must be one of"),
         ("model.path=linear", "path must be one of"),
+        ("model.normalise.action=sigmoid", "normaliser of action must be one of"),
+        ("streams.cameras=[top]", "unknown stream 'top'"),
+        ("declare={action: {mode: absolute}}", "`declare` contradicts the data: action.mode is 'velocity'"),
         ("model.grid=3", "image size must be grid x 2, 4, 8"),
         ("data=nowhere.zarr", "nowhere.zarr"),
     ],

@@ -157,7 +157,6 @@ class EvalRun:
     """
 
     checkpoint: str = "runs/lift/model"
-    member: str = ""
     world: WorldConfig = field(default_factory=WorldConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     rollouts: int = 50
@@ -165,3 +164,4 @@ class EvalRun:
     workers: int = 2
     keep_videos: int = 2
     out: str | None = None
+    member: str = ""
