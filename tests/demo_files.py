@@ -26,6 +26,7 @@ ERAS = {
     "v0.3": {"env_version": "1.4.1", "controller_configs": FLAT},
     "v0.5": {"env_version": "1.5.1", "controller_configs": COMPOSITE},
 }
+MASKS = {"train": ["demo_10", "demo_0", "demo_11"], "valid": ["demo_2"], "20_percent": ["demo_0"], "better": [], "worse_valid": ["demo_2"]}
 TICKS = {"demo_0": 7, "demo_2": 5, "demo_10": 9, "demo_11": 1}
 
 
