@@ -163,12 +163,12 @@ def test_an_action_that_is_a_dictionary_is_joined_by_known_parts_or_by_word(tmp_
 def test_images_that_are_stored_otherwise_come_out_upright(tmp_path):
     video = smooth_video(np.random.default_rng(1), 3, 24, 32)
     features = episodes_of(tree(action=tensor((1,)), observation=tree(front=picture((24, 32, 3), "png"))))
-    for name, stored in (("upside_down", video[:, ::-1]), ("rotated", video[:, ::-1, ::-1])):
+    for name, stored in (("upside down", video[:, ::-1]), ("rotated", video[:, ::-1, ::-1])):
         values = {"steps/action": np.ones(3, np.float32), "steps/observation/front": compressed(stored, "PNG")}
         folder = write_folder(tmp_path / name, "libero", features, {"train": [[values]]})
-        source = rlds.read(folder, rate_hz=20, image_orientation=name)
+        source = rlds.read(folder, rate_hz=20, images_stored=name)
         assert np.array_equal(source.read(0).arrays["front"], video)
-        assert source.card["image_orientation"] == "upright" and source.card["source"]["turned"] == name
+        assert source.card["image_orientation"] == "upright" and source.card["source"]["images_stored"] == name
         assert rlds.read(folder, rate_hz=20).card["image_orientation"] == "unknown"
 
 
@@ -527,7 +527,7 @@ def test_what_is_not_there_or_not_rlds_is_told(tmp_path):
     assert rlds.recognise(tmp_path / "many")
     with pytest.raises(FormatError, match=r"several datasets: 1\.0\.0, 2\.0\.0"):
         rlds.read(tmp_path / "many")
-    for option in ({"last_action": "maybe"}, {"image_orientation": "left"}, {"rate_hz": -1}, {"rate_hz": float("nan")}):
+    for option in ({"last_action": "maybe"}, {"images_stored": "left"}, {"rate_hz": -1}, {"rate_hz": "fast"}, {"rate_hz": float("nan")}):
         with pytest.raises(FormatError, match=next(iter(option))):
             rlds.read(folder, **option)
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from uwm_data.errors import FormatError
 from uwm_data.formats.diffusion_policy_reading import ENDS, ReplayBufferSource
 from uwm_data.formats.diffusion_policy_writing import ReplayBufferSink, planned
+from uwm_data.formats.ticks import checked_rate
+from uwm_data.formats.turning import checked_stored
 from uwm_data.streams import StreamSpec
 
 __all__ = ["ReplayBufferSink", "ReplayBufferSource", "read", "recognise", "write"]
 CHUNK_BYTES = 2 << 20
 _INSIDE = "replay_buffer.zarr"  # where the folder of a real robot keeps its buffer, beside its videos
-_TURNS = ("", "upright", "upside_down", "rotated")
 
 
 def recognise(path: str | Path) -> bool:
@@ -31,26 +32,21 @@ def recognise(path: str | Path) -> bool:
         return False
 
 
-def read(path: str | Path, rate_hz: float | None = None, image_orientation: str = "", float_images: str = "auto") -> ReplayBufferSource:
+def read(path: str | Path, rate_hz: float | None = None, images_stored: str = "", float_images: str = "auto") -> ReplayBufferSource:
     """The replay buffer at `path`, a folder or a zip.
 
-    `rate_hz`: rows a second, needed where neither timestamps nor the keys of Push-T tell it; `image_orientation`: how images
-    are stored, where that is not known: upright, upside_down (rows reversed) or rotated (by half a turn); they come out
-    upright; `float_images`: auto (uint8 video, if they hold whole numbers from 0 to 255) or keep (as a state).
+    `rate_hz`: rows a second, needed where neither timestamps nor the keys of Push-T tell it; `images_stored`: which
+    way, where that is not known: upright, "upside down" (rows reversed) or rotated (by half a turn); they come out upright;
+    `float_images`: auto (uint8 video, if they hold whole numbers from 0 to 255) or keep (as a state).
     """
     path = Path(path)
     if not path.exists():
         raise FormatError(f"{path} does not exist")
     if path.is_dir() and not (path / ENDS).is_dir() and (path / _INSIDE).is_dir():
         path = path / _INSIDE
-    if image_orientation not in _TURNS:
-        raise FormatError(f"image_orientation={image_orientation!r} is unknown; it is {', '.join(_TURNS[1:])}")
     if float_images not in ("auto", "keep"):
         raise FormatError(f"float_images={float_images!r} is unknown; it is auto or keep")
-    rate = None if rate_hz is None else float(rate_hz)
-    if rate is not None and not 0 < rate < float("inf"):
-        raise FormatError(f"rate_hz={rate_hz} is no rate; it is a positive number")
-    return ReplayBufferSource(path, rate, image_orientation, float_images)
+    return ReplayBufferSource(path, checked_rate(rate_hz), checked_stored(images_stored), float_images)
 
 
 def write(path: str | Path, streams: Mapping[str, StreamSpec], card: Mapping, chunk_bytes: int = CHUNK_BYTES) -> ReplayBufferSink:

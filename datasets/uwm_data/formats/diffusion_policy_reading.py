@@ -21,6 +21,7 @@ from uwm_data.errors import FormatError, StoreError
 from uwm_data.formats import RawEpisode
 from uwm_data.formats.diffusion_policy_presets import PUSHT_CARD, PUSHT_NAMES, PUSHT_RATE_HZ, PUSHT_UNITS, is_pusht
 from uwm_data.formats.ticks import from_rows
+from uwm_data.formats.turning import upright
 from uwm_data.formats.zarr_v2 import Array, entries_of, read_json
 from uwm_data.streams import StreamSpec, check_episode, check_names
 
@@ -38,8 +39,8 @@ UNFINISHED = "if its conversion was interrupted, run that again"
 class ReplayBufferSource:
     """Episodes of a replay buffer, folder or zip (see `diffusion_policy.read`)."""
 
-    def __init__(self, path: Path, rate_hz: float | None, image_orientation: str, float_images: str):
-        self.path, self._store, self._turn = path, entries_of(path), image_orientation
+    def __init__(self, path: Path, rate_hz: float | None, images_stored: str, float_images: str):
+        self.path, self._store, self._images_stored = path, entries_of(path), images_stored
         self.left_out: list[str] = []
         if read_json(self._store, f"{ENDS}/.zarray") is None:
             raise FormatError(f"{path} has no {ENDS} of zarr format 2, so it is no replay buffer; {UNFINISHED}")
@@ -77,7 +78,7 @@ class ReplayBufferSource:
         values = self._arrays[self._keys[name]].rows(start, stop)
         if name in self._stored:
             values = _whole(values, self._keys[name])
-        return _upright(values, self._turn) if self.streams[name].kind == "video" else values
+        return upright(values, self._images_stored) if self.streams[name].kind == "video" else values
 
     # ---- what is there -----------------------------------------------------------------------------------------
 
@@ -168,7 +169,7 @@ class ReplayBufferSource:
         if self._pusht and "agent_pos" not in self.streams:
             state = self.streams["state"]
             self.streams["agent_pos"] = StreamSpec((2,), state.dtype, self._rate, "state", *_told("agent_pos", 2), closing=False)
-        self.card = self._card(rate_hz)
+        self.card = self._card()
 
     def _derived(self, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """A policy may see where the pusher is, and not where the block is: the first two numbers of the state."""
@@ -207,17 +208,17 @@ class ReplayBufferSource:
         told = _told(name, array.shape[-1]) if self._pusht and len(array.shape) > 1 else ((), ())
         return StreamSpec(array.shape[1:], "uint8" if kind == "video" else array.dtype.name, self._rate, kind, *told, closing=False)
 
-    def _card(self, rate_hz: float | None) -> dict:
+    def _card(self) -> dict:
         cameras = [name for name, spec in self.streams.items() if spec.kind == "video"]
         proprio = [name for name, spec in self.streams.items() if spec.kind == "state" and len(spec.shape) == 1 and "float" in spec.dtype]
         known = PUSHT_CARD if self._pusht else {"env": "unknown", "robot": "unknown", "image_orientation": "unknown", "action": {}}
         unknown = dict.fromkeys(("convention", "mode", "frame", "gripper"), "unknown")
         source = {"format": "diffusion-policy", "version": "zarr 2", "name": self.path.name, "names": self._keys, "stored": self._stored}
-        if self._turn not in ("", "upright"):
-            source["turned"] = self._turn
+        if self._images_stored:
+            source["images_stored"] = self._images_stored
         return {
             **known,
-            "image_orientation": "upright" if self._turn else known["image_orientation"],
+            "image_orientation": "upright" if self._images_stored else known["image_orientation"],
             "rate_hz": self._rate,
             "action": {"names": [], "units": [], **unknown, **known["action"]},
             "policy": {
@@ -273,9 +274,3 @@ def _whole(values: np.ndarray, key: str) -> np.ndarray:
     if not np.array_equal(whole, values):
         raise FormatError(f"data/{key} holds images as floats that are no whole numbers from 0 to 255; read it with float_images=keep")
     return whole
-
-
-def _upright(frames: np.ndarray, turn: str) -> np.ndarray:
-    if turn in ("", "upright"):
-        return frames
-    return frames[:, ::-1] if turn == "upside_down" else frames[:, ::-1, ::-1]

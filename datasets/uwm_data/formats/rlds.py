@@ -14,10 +14,11 @@ from uwm_data.formats.rlds_features import FEATURES_FILE
 from uwm_data.formats.rlds_folder import INFO_FILE, version_folder
 from uwm_data.formats.rlds_reading import RldsSource
 from uwm_data.formats.rlds_writing import RldsSink, planned
+from uwm_data.formats.ticks import checked_rate
+from uwm_data.formats.turning import checked_stored
 from uwm_data.streams import StreamSpec
 
 SHARD_BYTES = 256 << 20
-_TURNS = ("", "upright", "upside_down", "rotated")
 
 
 def recognise(path: str | Path) -> bool:
@@ -37,27 +38,22 @@ def read(
     rate_hz: float | None = None,
     last_action: str = "auto",
     action: str | Sequence[str] = (),
-    image_orientation: str = "",
+    images_stored: str = "",
 ) -> RldsSource:
     """The dataset in `<name>/<version>/`, in a folder above it, or in any folder with features.json and shards.
 
     `split`: "all", or names joined by "+" (the metadata keeps the name); `rate_hz`: steps a second, needed where the name of
     the dataset is not known here; `last_action`: real, padding or auto (see rlds_reading); `action`: features that make up
-    the action, in order, where the dataset keeps a dictionary; `image_orientation`: how the images are stored, where that is
-    not known: upright, upside_down (rows reversed) or rotated (by half a turn); they come out upright.
+    the action, in order, where the dataset keeps a dictionary; `images_stored`: which way, where that is not known: upright,
+    "upside down" (rows reversed) or rotated (by half a turn); they come out upright.
     """
     folder = version_folder(Path(path)) if Path(path).is_dir() else None
     if folder is None:
         raise FormatError(f"{path} is no RLDS dataset: there is no {FEATURES_FILE} in it, nor up to two levels below")
     if last_action not in ("auto", "real", "padding"):
         raise FormatError(f"last_action={last_action!r} is unknown; it is auto, real or padding")
-    if image_orientation not in _TURNS:
-        raise FormatError(f"image_orientation={image_orientation!r} is unknown; it is {', '.join(_TURNS[1:])}")
-    rate = None if rate_hz is None else float(rate_hz)
-    if rate is not None and not 0 < rate < float("inf"):
-        raise FormatError(f"rate_hz={rate_hz} is no rate; it is a positive number")
     parts = tuple(action.split(",")) if isinstance(action, str) and action else tuple(action)
-    return RldsSource(folder, split, rate, last_action, parts, image_orientation)
+    return RldsSource(folder, split, checked_rate(rate_hz), last_action, parts, checked_stored(images_stored))
 
 
 def write(

@@ -30,6 +30,7 @@ from uwm_data.formats.rlds_values import decoded, steps_in, with_shape_of
 from uwm_data.formats.tf_example import Values, decode
 from uwm_data.formats.tfrecord import read_record
 from uwm_data.formats.ticks import from_rows
+from uwm_data.formats.turning import upright
 from uwm_data.streams import StreamSpec, check_episode, check_names
 
 OWN_FILE = "uwm.json"  # what RLDS has no place for, in datasets that this package wrote
@@ -60,12 +61,12 @@ class Layout:
 class RldsSource:
     """Episodes of an RLDS folder (see `rlds.read`). The places of all records are known; each is read when asked for."""
 
-    def __init__(self, folder: Path, split: str, rate_hz: float | None, last_action: str, action: Sequence[str], turn: str):
+    def __init__(self, folder: Path, split: str, rate_hz: float | None, last_action: str, action: Sequence[str], images_stored: str):
         self.path = folder
         name, version, splits = dataset_of(folder)
         chosen, absent = chosen_splits(folder, splits, split)
         leaves, unread = read_features(folder / FEATURES_FILE)
-        self._records, self._turn = Records(chosen), turn
+        self._records, self._stored = Records(chosen), images_stored
         if not len(self._records):
             raise FormatError(f"{folder} has shards and no episode in them")
         first = self._records.place(0)
@@ -80,7 +81,7 @@ class RldsSource:
         self._preset = preset_of(name)
         self._layout = self._own_layout() if self._own else self._foreign_layout(name, rate_hz, last_action, action)
         self.streams = dict(self._layout.streams)
-        self.card = self._card(name, version, turn)
+        self.card = self._card(name, version)
         large = [f"{leaf.path}: {leaf.kind}s of {leaf.shape} for a whole episode" for leaf in self._episode if not is_small(leaf)]
         self.left_out = tuple(absent + unread + large)
 
@@ -127,9 +128,7 @@ class RldsSource:
         return rows - 1 if self.streams[name].kind == "action" and self._layout.rows_close else rows
 
     def _turned(self, name: str, frames: np.ndarray) -> np.ndarray:
-        if self.streams[name].kind != "video" or self._turn in ("", "upright"):
-            return frames
-        return frames[:, ::-1] if self._turn == "upside_down" else frames[:, ::-1, ::-1]
+        return upright(frames, self._stored) if self.streams[name].kind == "video" else frames
 
     # ---- datasets that this package wrote ----------------------------------------------------------------------
 
@@ -235,7 +234,7 @@ class RldsSource:
         success = success_of(episode)
         return {**meta, **({"instruction": spoken[0]} if spoken else {}), **({} if success is None else {"success": success})}
 
-    def _card(self, name: str, version: str, turn: str) -> dict:
+    def _card(self, name: str, version: str) -> dict:
         names = {stream: leaf.path.removeprefix(STEPS + "/") for stream, leaf in self._layout.features.items()}
         source = {"format": "rlds", "version": version, "name": name, "names": names}
         if self._own:
@@ -246,12 +245,12 @@ class RldsSource:
             source["derived"] = {
                 stream: [leaf.path.removeprefix(STEPS + "/") for leaf in leaves] for stream, leaves in self._layout.joined.items()
             }
-        if turn in ("upside_down", "rotated"):
-            source["turned"] = turn
+        if self._stored:
+            source["images_stored"] = self._stored
         source["texts"] = [leaf.path.removeprefix(STEPS + "/") for leaf in self._steps if leaf.kind == "text"]
         source["episode"] = {leaf.path.removeprefix(EPISODE): [leaf.dtype, list(leaf.shape)] for leaf in self._episode if is_small(leaf)}
         source["last_action"] = "padding" if self._layout.rows_close else "real"
-        return {**_described(self._preset, self.streams, turn), "rate_hz": self._layout.rate_hz, "source": source}
+        return {**_described(self._preset, self.streams, self._stored), "rate_hz": self._layout.rate_hz, "source": source}
 
 
 @contextmanager
@@ -337,7 +336,7 @@ def _small(leaf: Feature, found: Mapping[str, Values]) -> object:
     return values[0].tolist() if np.isfinite(values[0]).all() else str(values[0].tolist())
 
 
-def _described(preset: Preset, streams: Mapping[str, StreamSpec], turn: str) -> dict:
+def _described(preset: Preset, streams: Mapping[str, StreamSpec], images_stored: str) -> dict:
     """The card's part about robot, cameras and action."""
     cameras = [name for name, spec in streams.items() if spec.kind == "video"]
     proprio = [name for name, spec in streams.items() if spec.kind == "state" and len(spec.shape) == 1 and spec.dtype.startswith("float")]
@@ -349,5 +348,5 @@ def _described(preset: Preset, streams: Mapping[str, StreamSpec], turn: str) -> 
         action |= {"names": list(streams["action"].names), "units": list(streams["action"].units)}
         if streams["action"].names:  # the action has the size that the preset knows
             action |= dict(preset.action)
-    orientation = "upright" if turn else preset.image_orientation
+    orientation = "upright" if images_stored else preset.image_orientation
     return {"env": preset.env, "robot": preset.robot, "image_orientation": orientation, "action": action, "policy": policy}

@@ -21,6 +21,17 @@ from uwm_data.streams import StreamSpec, reference_stream
 _RATE_SLACK = 1e-6  # of one frame
 
 
+def checked_rate(rate_hz: float | str | None) -> float | None:
+    """The option as readers take it; FormatError when it is no rate."""
+    try:
+        rate = None if rate_hz is None else float(rate_hz)
+    except (TypeError, ValueError):
+        rate = 0.0
+    if rate is not None and not 0 < rate < float("inf"):
+        raise FormatError(f"rate_hz={rate_hz} is no rate; it is a positive number")
+    return rate
+
+
 def written_specs(streams: Mapping[str, StreamSpec]) -> tuple[dict[str, StreamSpec], float, list[str]]:
     """(specs as rows can hold them, rate of the ticks, what is lost in words)."""
     rate = streams[reference_stream(streams)].rate_hz

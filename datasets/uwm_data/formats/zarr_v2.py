@@ -20,6 +20,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numcodecs
 import numpy as np
@@ -360,6 +361,14 @@ def _zstd_claim(content: bytes) -> int | None:
     return None if not width else value + 256 if width == 2 else value
 
 
+def _by_stream(decompressor: Any, content: bytes, size: int) -> bytes:
+    """For codecs that do not say how much comes out: no more than one byte too many, and to the end of the stream."""
+    data = decompressor.decompress(content, size + 1)
+    if len(data) <= size and not decompressor.eof:
+        raise FormatError("is cut off; copy it again")
+    return data
+
+
 def _blosc_claim(content: bytes) -> int | None:
     """The decoded size in a Blosc header; None when its encoded size is not that of `content` (the library would read on)."""
     size, _, encoded_size = struct.unpack_from("<III", content, 4)
@@ -373,10 +382,10 @@ _CLAIMS = {
 }
 _DECODERS = {
     **dict.fromkeys(_CLAIMS, _by_numcodecs),
-    "zlib": lambda _, content, size: zlib.decompressobj().decompress(content, size + 1),
-    "gzip": lambda _, content, size: zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(content, size + 1),
-    "bz2": lambda _, content, size: bz2.BZ2Decompressor().decompress(content, size + 1),
-    "lzma": lambda _, content, size: lzma.LZMADecompressor(memlimit=256 << 20).decompress(content, size + 1),
+    "zlib": lambda _, content, size: _by_stream(zlib.decompressobj(), content, size),
+    "gzip": lambda _, content, size: _by_stream(zlib.decompressobj(zlib.MAX_WBITS | 16), content, size),
+    "bz2": lambda _, content, size: _by_stream(bz2.BZ2Decompressor(), content, size),
+    "lzma": lambda _, content, size: _by_stream(lzma.LZMADecompressor(memlimit=256 << 20), content, size),
 }
 
 
