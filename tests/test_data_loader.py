@@ -80,7 +80,7 @@ class Growing:
 
 
 def test_any_source_and_any_change_of_size_will_do():
-    counts = [3, 4, 50, 7, 51, 2, 200, 1, 40, 41]
+    counts = [0, 3, 4, 0, 50, 7, 51, 2, 200, 1, 40, 41]
     with Loader(Growing(), [np.array([count]) for count in counts], workers=1, ahead=1) as batches:
         for count, batch in zip(counts, batches, strict=True):
             assert batch.values["made"].shape == (count, 1000) and (batch.values["made"] == count).all()

@@ -143,7 +143,7 @@ class _Worker:
         return replace(batch, values=self._leased(slot, places))
 
     def _leased(self, slot: int, places: dict) -> dict[str, np.ndarray]:
-        lease = Lease(self._slots[slot])
+        lease = Lease(self._slots.setdefault(slot, np.empty(0, np.uint8)))
         # When the last array over the lease is gone, the slot is free again.
         weakref.finalize(lease, self._free.append, slot).atexit = False
         memory = np.asarray(lease)
