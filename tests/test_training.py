@@ -13,6 +13,7 @@ from uwm import training
 from uwm.core.config import ConfigError, from_mapping
 from uwm.core.patterns import Pattern
 from uwm.data import TrainingData
+from uwm.dataset import resized
 from uwm.learn import checkpoint as checkpoints
 from uwm.learn.checkpoint import CheckpointError, refuse_mismatch
 from uwm.learn.logs import Log, read
@@ -415,3 +416,40 @@ def test_what_is_no_dataset_is_refused_in_one_sentence(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(uwm_data.StoreError, match=r"notes.txt is not a dataset that is known here"):
         training.train(run_of(tmp_path, data=str(tmp_path / "notes.txt")))
+
+
+def test_cameras_slower_than_the_actions_give_the_newest_frame_at_each_tick_and_wide_numbers_become_float32(tmp_path):
+    streams = {
+        "front": StreamSpec((32, 32, 3), "uint8", 10, "video"),
+        "arm": StreamSpec((2,), "float64", 20, "state"),
+        "hand": StreamSpec((1,), "float64", 5, "state", closing=False),
+        "action": StreamSpec((2,), "float64", 20, "action"),
+    }
+    random, frames = np.random.default_rng(0), np.zeros((11, 32, 32, 3), np.uint8)
+    frames += np.arange(11, dtype=np.uint8)[:, None, None, None] * 10  # frame k is 10 k everywhere
+    with EpisodeStore.create(tmp_path / "s.zarr", streams, {"image_orientation": "upright", "image_size": 32}) as store:
+        for _ in range(2):
+            arm, hand, action = (random.normal(size=(count, size)) for count, size in ((21, 2), (5, 1), (20, 2)))
+            store.append({"front": frames, "arm": arm, "hand": hand, "action": action})
+    data, model, windows = prepared(run_of(tmp_path, data=str(tmp_path / "s.zarr"), validation=0.0))
+    numbers = np.arange(20)
+    batch, shown = windows.batch(numbers), windows.future_frames(numbers)["front"][:, :, 0, 0, 0] * 25.5
+    now = batch.observation.images["front"][:, 0, 0, 0] * 25.5
+    assert now.round().tolist() == [tick // 2 for tick in range(20)]
+    assert shown.round().tolist() == [[min((tick + ahead) // 2, 10) for ahead in (2, 4)] for tick in range(20)]
+    first, own = model.layout.span("front"), data.datasets[0]
+    assert batch.valid[:, first].reshape(20, 2, -1)[..., 0].tolist() == [[tick + ahead <= 21 for ahead in (2, 4)] for tick in range(20)]
+    assert batch.observation.proprio.dtype == batch.clean.dtype == torch.float32
+    hands = own.store.read(0, "hand")[:, 0].astype("f4")
+    assert batch.observation.proprio[:, 2].tolist() == [hands[tick // 4] for tick in range(20)]
+    assert model.normalise_proprio.mean[2] == pytest.approx(np.concatenate([own.store.read(i, "hand") for i in (0, 1)]).mean())
+
+
+def test_resizing_averages_where_it_shrinks_and_leaves_alone_what_fits():
+    frames = torch.randint(0, 256, (2, 3, 48, 64, 3), dtype=torch.uint8)
+    assert torch.equal(resized(frames[..., :48, :], 48), frames[..., :48, :])
+    small = resized(frames, 16)
+    assert small.shape == (2, 3, 16, 16, 3) and small.dtype == torch.uint8
+    assert float(small.float().std()) < 0.5 * float(frames.float().std()), "no pixel is simply picked"
+    even = torch.full((1, 40, 30, 3), 77, dtype=torch.uint8)
+    assert torch.equal(resized(even, 32), torch.full((1, 32, 32, 3), 77, dtype=torch.uint8))

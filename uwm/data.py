@@ -143,7 +143,6 @@ class TrainingData:
     def mixture(self):
         """How the members of a mixture are drawn; also before there is a model."""
         import uwm_data
-        from uwm_data.mixture import Mixture
 
         config, of_windows = self.run.mixture, {}
         for data in self.datasets:
@@ -151,7 +150,7 @@ class TrainingData:
             tasks = np.array([data.task(index) if config.by == "task" else "" for index in data.training])
             of_windows[data.name] = tasks[windows.locate(np.arange(len(windows)))[0]]
         weights = (config.tasks or {}) if config.by == "task" else {member.name: member.weight for member in config.members}
-        return Mixture(of_windows, config.by, weights, self.run.train.seed)
+        return uwm_data.Mixture(of_windows, config.by, weights, self.run.train.seed)
 
     def windows(self, model: UnifiedModel) -> ModelWindows | MixtureWindows:
         """Training windows."""
