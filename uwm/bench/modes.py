@@ -132,16 +132,17 @@ def _wanted(model: UnifiedModel, batch: Batch) -> Tensor:
 def _action_error(model: UnifiedModel, batch: Batch, drawn: list[dict[str, Tensor]], wanted: Tensor, groups: Tensor) -> dict:
     """RMSE over the actions from now to the last future frame, of windows whose future frames all exist."""
     layout, stream = model.layout, model.layout["action"]
-    true = wanted[:, layout.span("action"), : stream.size]
+    own = model.normalise_action.size  # in a mixture other robots may have more numbers
+    true = wanted[:, layout.span("action"), :own]
     frame = torch.tensor(stream.frames)
     valid = batch.valid[:, layout.span("action")] & (frame >= 0) & (frame < max(model.config.video_frames))
     valid &= batch.valid[:, layout.mask(*layout.of_kind("video"))].all(dim=1, keepdim=True)
     if not bool(valid.any()):
         raise ValueError("no window has all its future frames; choose windows further from the end of their episodes")
-    sampled = torch.stack([sample["action"] for sample in drawn])
+    sampled = torch.stack([sample["action"][..., :own] for sample in drawn])
     square = {"model": (sampled.mean(dim=0) - true).square(), "one": (sampled - true).square().mean(dim=0), "mean": true.square()}
     total = {name: torch.where(valid[..., None], error, 0.0).double() for name, error in square.items()}
-    count = valid.sum() * stream.size
+    count = valid.sum() * own
     per_window = {name: value.sum(dim=(1, 2)) for name, value in total.items()}
     rmse = {name: float((value.sum() / count).sqrt()) for name, value in total.items()}
     low, high = _interval(per_window["model"], per_window["mean"], groups)
