@@ -18,7 +18,7 @@ pytest.importorskip("robosuite")
 
 from foreign import mutations, survives
 from recordings import record, write_demonstrations
-from uwm import fetch, human
+from uwm import cli, fetch, human
 from uwm_data import EpisodeStore
 from uwm_data.conversion import convert
 from uwm_data.errors import FormatError
@@ -224,6 +224,15 @@ def test_fetching_brings_every_file_and_the_licences_and_nothing_else(packages, 
     assert not list(tmp_path.rglob("escaped.txt"))
     assert (out / "LICENSE-robosuite-1.4.1").read_text() == "MIT License of 1.4.1"
     assert f"uwm convert {out}" in capsys.readouterr().out
+
+
+def test_the_command_fetches_into_the_folder_that_it_is_told(packages, tmp_path, capsys):
+    assert cli.main(["data", "fetch", "human", "--out", str(tmp_path / "here")]) == 0
+    assert (tmp_path / "here" / "door-1.0.1.hdf5").exists()
+    next(packages[0].glob("*1.4.1*")).unlink()
+    (tmp_path / "here" / "lift-1.4.1.hdf5").unlink()
+    assert cli.main(["data", "fetch", "human", "--out", str(tmp_path / "here")]) == 1
+    assert capsys.readouterr().err.startswith("uwm: error: robosuite 1.4.1 could not be downloaded")
 
 
 def test_fetching_again_downloads_only_what_is_missing_or_damaged(packages, tmp_path):

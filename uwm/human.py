@@ -14,8 +14,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,14 @@ from uwm_data.formats.hdf5 import Hdf5File, looks_like_hdf5
 
 DEMO = re.compile(r"demo_\d+")
 SUFFIXES = (".hdf5", ".h5")
+LOOKED_INTO = 20
 
 
 def recognise(path: str | Path) -> bool:
-    """Whether `path` is a demonstration file of robosuite (not of robomimic or LIBERO), or a folder that holds one."""
+    """Whether `path` is a demonstration file of robosuite (not of robomimic or LIBERO), or a folder with one among its first files."""
     path = Path(path)
     if path.is_dir():
-        return any(_is_ours(file) for file in _files_in(path))
+        return any(_is_ours(file) for file in islice(_hdf5_below(path), LOOKED_INTO))
     return _is_ours(path)
 
 
@@ -53,8 +55,8 @@ def _is_ours(path: Path) -> bool:
     return {f"data/{demos[0]}/states", f"data/{demos[0]}/actions"} <= set(structure.datasets)
 
 
-def _files_in(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+def _hdf5_below(folder: Path) -> Iterator[Path]:
+    return (file for file in folder.rglob("*") if file.suffix in SUFFIXES and file.is_file())
 
 
 # --------------------------------------------------------------------------------------------------------------- reading
@@ -77,8 +79,8 @@ def read(path: str | Path, cameras: Sequence[str] = ("agentview", "wrist"), imag
 
     In a folder, files that cannot be replayed (two arms, another robot) are named in `left_out`.
     """
-    path = Path(path)
-    files = [file for file in _files_in(path) if _is_ours(file)] if path.is_dir() else [path]
+    path, cameras = Path(path), (cameras,) if isinstance(cameras, str) else tuple(cameras)
+    files = [file for file in sorted(_hdf5_below(path)) if _is_ours(file)] if path.is_dir() else [path]
     recordings, left_out = [], []
     for file in files:
         try:
@@ -89,7 +91,7 @@ def read(path: str | Path, cameras: Sequence[str] = ("agentview", "wrist"), imag
             left_out.append(str(error))
     if not recordings:
         raise FormatError(f"{path} holds no demonstration of robosuite that can be replayed: {'; '.join(left_out) or 'no such file'}")
-    return HumanSource(path, recordings, tuple(cameras), int(image_size), render, left_out)
+    return HumanSource(path, recordings, cameras, int(image_size), render, left_out)
 
 
 class _NotReplayed(FormatError):
@@ -101,7 +103,7 @@ def _recordings(path: Path) -> list[Recording]:
 
     file = opened(path)
     task, version = (str(file.attribute("data", name, "")) for name in ("env", "repository_version"))
-    notes = {name: file.attribute("data", name) for name in ("env_info", "date", "time") if file.attribute("data", name) is not None}
+    notes = {name: str(told) for name in ("env_info", "date", "time") if (told := file.attribute("data", name)) is not None}
     try:
         replayed_task(task)
     except ValueError as error:
@@ -116,7 +118,7 @@ def _recordings(path: Path) -> list[Recording]:
     return [Recording(file, demo.name, demo.datasets["states"].shape[1], task, version, notes) for demo in demos]
 
 
-def _robots(path: Path, env_info: Any) -> list[str]:
+def _robots(path: Path, env_info: str | None) -> list[str]:
     try:
         told = json.loads(env_info or "{}").get("robots", [])
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
