@@ -1,6 +1,7 @@
 """Training from any data: mixtures of different robots and rates, action-free video, other formats; what a checkpoint tells of it."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -129,6 +130,7 @@ def test_a_mixture_trains_and_its_checkpoint_tells_members_split_statistics_and_
     assert card["members"]["hand"]["streams"]["cameras"] == {"agentview": "front"}
     assert card["members"]["film"]["acts"] is False and "action" not in card["members"]["film"]["statistics"]
     assert card["data_checksum"] == card["members"]["arm"]["data_checksum"] and card["model"]["action_size"] == 3
+    assert card["drawn"]["share_with_actions"] == (drawn["arm"] + drawn["hand"]) / 24
     figures = read(folder / "run")[-1]
     assert figures["share arm"] == pytest.approx(0.5) and figures["share with actions"] == pytest.approx(0.75, abs=0.1)
 
@@ -354,6 +356,13 @@ def test_held_out_windows_of_other_data_are_refused_by_field_or_taken_whole(fold
     windows = training.held_out(path, tmp_path / "same.zarr")[1]
     assert windows.windows.episodes.tolist() == [0, 1, 2, 3], "none of them was trained on"
     assert training.held_out(path, folder / "arm.zarr")[1].windows.episodes.tolist() == training.held_out(path)[1].windows.episodes.tolist()
+    path_gone = tmp_path / "gone.zarr"
+    store_of(path_gone, cameras=("agentview", "wrist"), seed=6)
+    moved = training.train(run_of(tmp_path / "moved", data=str(path_gone), train={**SMALL["train"], "steps": 1}))
+    shutil.rmtree(path_gone)
+    store_of(path_gone, cameras=("agentview", "wrist"), seed=7)
+    with pytest.raises(ConfigError, match=r"gone.zarr no longer holds the episodes that .* was trained on"):
+        training.held_out(moved)
     store_of(tmp_path / "flipped.zarr", cameras=("agentview", "wrist"), card={"image_orientation": "upside down", "robot": "leg"})
     with pytest.raises(ConfigError) as refused:
         training.held_out(path, tmp_path / "flipped.zarr")
@@ -453,3 +462,21 @@ def test_resizing_averages_where_it_shrinks_and_leaves_alone_what_fits():
     assert float(small.float().std()) < 0.5 * float(frames.float().std()), "no pixel is simply picked"
     even = torch.full((1, 40, 30, 3), 77, dtype=torch.uint8)
     assert torch.equal(resized(even, 32), torch.full((1, 32, 32, 3), 77, dtype=torch.uint8))
+
+
+def test_odd_dimensions_are_told_when_a_normaliser_is_fitted(tmp_path, capfd):
+    streams = {"proprio": StreamSpec((3,), "float32", 10, "state"), "action": StreamSpec((2,), "float32", 10, "action")}
+    random = np.random.default_rng(0)
+    with EpisodeStore.create(tmp_path / "s.zarr", streams, {"image_orientation": "none"}) as store:
+        for _ in range(2):
+            state = np.stack([random.normal(size=401), np.full(401, 0.3), 1000 + 0.03 * random.uniform(size=401)], axis=1)
+            action = np.stack([random.normal(size=400), np.where(np.arange(400) < 2, 1.0, -1.0)], axis=1)
+            store.append({"proprio": state.astype("f4"), "action": action.astype("f4")})
+    patterns = {"draws": 1, "patterns": [{"action": "constant", "video": "absent"}]}
+    blind = {"model": {**SMALL["model"], "video_frames": []}, "train": {**SMALL["train"], "steps": 1, "objective": patterns}}
+    model, _ = training.load_model(training.train(run_of(tmp_path, data=str(tmp_path / "s.zarr"), **blind)))
+    told = capfd.readouterr().out
+    for words in ("proprio of data, dimension 1 never changes", "proprio of data, dimension 2 changes by little more than float32",
+                  "action of data, dimension 1 has ends far beyond"):  # fmt: skip
+        assert f"note: {words}" in told
+    assert model.normalise_proprio.scale[1] == 1 and model.config.cameras == ()

@@ -16,10 +16,9 @@ from uwm.windows import MixtureWindows, ModelWindows, WindowConfig, rates_of
 
 # What has to agree between datasets whose robots share one normaliser.
 SHARED_FIELDS = ("action.names", "action.units", "action.mode", "action.frame", "action.gripper", "proprio")
-
-
+NEEDED = ("image_orientation", "action.mode", "action.frame", "action.gripper")  # of these, what has to be told
 ONLY = "data"  # the name of the dataset of a run that has no mixture
-NEEDED = ("image_orientation", "action.mode", "action.frame", "action.gripper")  # has to be told where datasets meet
+SHARING = "they share a normaliser (mixture.normaliser=member: each its own)"
 
 
 def members_of(run: TrainRun) -> tuple[MemberConfig, ...]:
@@ -35,30 +34,21 @@ class TrainingData:
         self.datasets = [Dataset(member, run) for member in members_of(run)]
         self.first = next((data for data in self.datasets if data.action), self.datasets[0])  # the one that a policy acts for
         self.rate_hz = run.mixture.rate_hz or self.first.rate_hz
-        self._refuse_disagreement()
+        is_shared = run.mixture.normaliser == "shared"
+        acting = [data for data in self.datasets if data.action and is_shared]
+        filmed = [data for data in self.datasets if data.cameras]
+        _refuse_disagreement(filmed, ("image_orientation",), "images of one model are turned the same way")
+        _refuse_disagreement(acting, SHARED_FIELDS, SHARING)
+        if is_shared:
+            self._refuse_other_sizes()
         self._refuse_what_teaches_nothing()
 
-    def _refuse_disagreement(self) -> None:
-        from uwm_data import cards
-
-        filmed = [data for data in self.datasets if data.cameras]
-        acting = [data for data in self.datasets if data.action] if self.run.mixture.normaliser == "shared" else []
-        reasons = "images of one model are turned the same way", "they share a normaliser (mixture.normaliser=member: each its own)"
-        for group, fields, reason in zip((filmed, acting), (("image_orientation",), SHARED_FIELDS), reasons, strict=True):
-            for data in group[1:]:
-                found = cards.differences(group[0].card, data.card, fields)
-                if found:
-                    raise ConfigError(f"{cards.sentence(found, str(group[0].path), str(data.path))}, but {reason}")
-            untold = [(data, name) for data in group for name in cards.missing(data.card) if name in fields and name in NEEDED]
-            if len(group) > 1 and untold:
-                data, name = untold[0]
-                raise ConfigError(f"{data.path} does not tell its {name}, and {reason}: declare it for this member of the mixture")
-
-        for kind in ("action", "proprio") if self.run.mixture.normaliser == "shared" else ():
+    def _refuse_other_sizes(self) -> None:
+        for kind in ("action", "proprio"):
             having = [data for data in self.datasets if getattr(data, f"{kind}_size")]
             shapes = {str(data.path): [data.store.streams[name].shape for name in self._names(data, kind)] for data in having}
             if any(shape != next(iter(shapes.values())) for shape in shapes.values()):
-                raise ConfigError(f"{kind} has different sizes ({shapes}), but {reasons[1]}")
+                raise ConfigError(f"{kind} has different sizes ({shapes}), but {SHARING}")
 
     def _refuse_what_teaches_nothing(self) -> None:
         used = [pattern for pattern in self.run.train.objective.patterns if pattern.weight > 0]
@@ -166,6 +156,20 @@ class TrainingData:
         """{dataset: what a checkpoint tells of it}."""
         statistics = self.statistics
         return {data.name: {**data.about(self.side, self.rate_hz), "statistics": statistics[data.name]} for data in self.datasets}
+
+
+def _refuse_disagreement(group: list[Dataset], fields: tuple[str, ...], reason: str) -> None:
+    """ConfigError when cards of a group tell different things, or leave open what has to be told."""
+    from uwm_data import cards
+
+    for data in group[1:]:
+        found = cards.differences(group[0].card, data.card, fields)
+        if found:
+            raise ConfigError(f"{cards.sentence(found, str(group[0].path), str(data.path))}, but {reason}")
+    untold = [(data, name) for data in group for name in cards.missing(data.card) if name in fields and name in NEEDED]
+    if len(group) > 1 and untold:
+        data, name = untold[0]
+        raise ConfigError(f"{data.path} does not tell its {name}, and {reason}: declare it for this member of the mixture")
 
 
 def window_config(run: TrainRun, rate_hz: float) -> WindowConfig:

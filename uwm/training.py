@@ -74,7 +74,18 @@ def _fit(model: UnifiedModel, data: TrainingData) -> None:
         for kind, normaliser in zip(("action", "proprio"), targets, strict=True):
             if kind in found:
                 normaliser.fit(found[kind])
+                print(*_odd(f"{kind} of {name}", found[kind]), sep="", end="")
     model.act_as()
+
+
+def _odd(what: str, statistics: dict) -> list[str]:
+    """A line for each kind of dimensions that a normaliser treats with care."""
+    told = {
+        "constant": "never changes: only shifted", "tiny": "changes by little more than float32 resolves",
+        "heavy_tailed": "has ends far beyond its quantiles (or quantiles that coincide)",
+    }  # fmt: skip
+    places = {flag: [place for place, marked in enumerate(statistics[flag]) if marked] for flag in told}
+    return [f"note: {what}, dimension {', '.join(map(str, found))} {told[flag]}\n" for flag, found in places.items() if found]
 
 
 def _batches(windows: ModelWindows | MixtureWindows, run: TrainRun, start: int) -> Iterator[Batch]:
@@ -128,7 +139,8 @@ def _save(out: Path, data: TrainingData, model: UnifiedModel, windows: ModelWind
     card |= {"split_seed": run.train.seed, "validation": run.validation, "normalise": to_mapping(run.model.normalise)}
     if isinstance(windows, MixtureWindows):
         drawn = windows.mixture.record(state.step, run.train.batch)
-        card |= {"members": members, "drawn": {"steps": state.step, "by": run.mixture.by, "pools": drawn}}
+        acting = sum(pool["samples"] for pool in drawn if members[pool["dataset"]]["acts"]) / max(1, state.step * run.train.batch)
+        card |= {"members": members, "drawn": {"steps": state.step, "by": run.mixture.by, "share_with_actions": acting, "pools": drawn}}
     saved = checkpoints.Checkpoint(
         state.step, to_mapping(run), card, model.state_dict(), state.average.weights, state.optimiser.tensors()
     )  # fmt: skip
@@ -173,7 +185,10 @@ def held_out(path: str | Path, data: str | Path | None = None, member: str = "")
     how = _differences(about, chosen.about(model.config.autoencoder.image_size, about["rate_hz"]), str(path), str(chosen.path))
     if how:
         raise ConfigError(f"{chosen.path} does not fit the checkpoint: {how}")
-    episodes = about["episodes_held_out"] if data is None or _holds_training_of(about, chosen) else chosen.store.episodes
+    is_known = _holds_training_of(about, chosen)
+    if data is None and not is_known:
+        raise ConfigError(f"{chosen.path} no longer holds the episodes that {path} was trained on, so none can be told to be held out")
+    episodes = about["episodes_held_out"] if is_known else chosen.store.episodes
     return model, ModelWindows(chosen, model, episodes, window_config(run, about["rate_hz"]), given.name if model.config.members else "")
 
 
