@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from demo_files import ERAS, FLAT, MASKS, env_args, write_robomimic
 from foreign import mutations, survives
-from uwm_data import FormatError, StreamSpec
+from uwm_data import FormatError, StreamSpec, cards
 from uwm_data.formats import recognised, robomimic
 from uwm_data.formats.controllers import action_card
 
@@ -148,6 +148,34 @@ def test_the_card_says_what_the_controller_makes_of_an_action(kwargs, size, mode
     assert (card["names"][0], card["units"][0]) == first if first and mode != "unknown" else len(card["names"]) in (0, size)
 
 
+WORDS = [
+    "type",
+    "OSC_POSE",
+    "delta",
+    "body_parts",
+    "arms",
+    "right",
+    "left",
+    "input_type",
+    "input_ref_frame",
+    "base",
+    "output_max",
+    "robots",
+]
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(WORDS),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(config=ANYTHING, robots=ANYTHING, size=st.sampled_from([0, 1, 4, 7, 14]))
+def test_no_controller_config_brings_the_card_down(config, robots, size):
+    card = action_card({"controller_configs": config, "robots": robots}, size)
+    assert card["mode"] in cards.MODES and card["frame"] in cards.FRAMES and card["gripper"] in cards.GRIPPERS
+
+
 def test_machine_generated_sets_with_gaps_and_other_keys_are_read(path):
     ticks = {f"demo_{i}": 1 + i % 4 for i in range(0, 60, 3)}
     write_robomimic(path, images=False, ticks=ticks, masks={"20_percent": ["demo_30"]})
@@ -277,6 +305,38 @@ def test_bad_files_are_refused_by_name_and_left_as_they_are(path, change, words)
         for index in range(len(source)):
             source.read(index)
     assert str(path) in str(told.value) and path.read_bytes() == before
+
+
+def test_what_our_writer_kept_is_not_trusted(path, tmp_path):
+    write_robomimic(path, images=False)
+    source = robomimic.read(path)
+    sink = robomimic.write(tmp_path / "a.hdf5", source.streams, source.card)
+    sink.append(sink.encoder()(source.read(0)))
+    sink.close()
+    with h5py.File(tmp_path / "a.hdf5", "r+") as file:
+        sound = json.loads(file.attrs["uwm"])
+        file["data/demo_0"].attrs["uwm"] = '{"meta": 3}'
+    with pytest.raises(FormatError, match="demo_0: its attribute uwm is damaged"):
+        robomimic.read(tmp_path / "a.hdf5").read(0)
+    for key, value in (
+        ("streams", {"no name": {**sound["streams"]["object"]}}),
+        ("card", 3),
+        ("derived", 3),
+        ("streams", {"a": {"path": "x"}}),
+    ):
+        with h5py.File(tmp_path / "a.hdf5", "r+") as file:
+            file.attrs["uwm"] = json.dumps({**sound, key: value})
+        with pytest.raises(FormatError, match="attribute uwm is damaged"):
+            robomimic.read(tmp_path / "a.hdf5")
+    del sound["streams"]["object"]
+    sound["streams"]["reward"] = {**sound["streams"]["states"], "shape": [3], "path": "obs/object"}  # the data says otherwise
+    sound["card"]["policy"] = "none"
+    with h5py.File(tmp_path / "a.hdf5", "r+") as file:
+        file.attrs["uwm"] = json.dumps(sound)
+        file["data/demo_0"].attrs["uwm"] = json.dumps({"meta": {}, "sections": [], "derived": []})
+    found = robomimic.read(tmp_path / "a.hdf5")
+    assert len(found.read(0).arrays) == len(source.streams) and {"reward", "reward_2"} <= set(found.streams)
+    assert found.streams["reward" if found.streams["reward"].shape else "reward_2"] == source.streams["object"]
 
 
 def test_a_file_that_was_cut_off_is_refused(path):

@@ -96,6 +96,39 @@ def test_absolute_actions_that_were_chosen_go_back_to_their_place(path, tmp_path
     )
 
 
+def test_a_file_that_was_written_in_portions_is_the_same_as_well(path, tmp_path):
+    write_robomimic(path, masks=MASKS)
+    source = robomimic.read(path)
+    for until in (1, 2, 2, 4):
+        sink = robomimic.write(tmp_path / "back.hdf5", source.streams, source.card)
+        for index in range(len(sink), until):
+            sink.append(sink.encoder()(source.read(index)))
+        sink.close()
+    assert_same_file(path, tmp_path / "back.hdf5")
+
+
+def test_demonstrations_keep_the_order_in_which_they_were_added(path, tmp_path):
+    write_robomimic(path, images=False)
+    source = robomimic.read(path)
+    sink = robomimic.write(tmp_path / "back.hdf5", source.streams, source.card)
+    for index in (2, 0, 3, 0):  # demo_10, demo_0, demo_11 and demo_0 once more
+        sink.append(sink.encoder()(source.read(index)))
+    sink.close()
+    back = robomimic.read(tmp_path / "back.hdf5")
+    assert [back.read(i).meta for i in range(4)] == [source.read(i).meta for i in (2, 0, 3, 0)]
+    with h5py.File(tmp_path / "back.hdf5") as file:
+        assert sorted(file["data"]) == ["demo_10", "demo_11", "demo_12", "demo_13"]
+
+
+def test_a_file_without_rewards_and_dones_gets_none(path, tmp_path):
+    write_robomimic(path, images=False)
+    with h5py.File(path, "r+") as file:
+        for demo in file["data"].values():
+            del demo["rewards"], demo["dones"]
+    rewrite(robomimic.read(path), tmp_path / "back.hdf5")
+    assert_same_file(path, tmp_path / "back.hdf5")
+
+
 def some_store(path, count=3, streams=STREAMS, card=CARD, **more):
     with EpisodeStore.create(path, streams, card) as store:
         for number in range(count):

@@ -77,7 +77,7 @@ def _frame(arm: Mapping[str, Any], kind: str) -> str:
     if kind not in ARM_AXES:
         return "unknown"
     told = "world" if arm.get("is_flat") else arm.get("input_ref_frame", "base")
-    return {"base": "robot base", "world": "world"}.get(told, "unknown")
+    return {"base": "robot base", "world": "world"}.get(str(told), "unknown")
 
 
 def _axes(arms: list[Mapping[str, Any]], kind: str, size: int, mode: str) -> tuple[list[str], list[str]]:
@@ -100,4 +100,4 @@ def _unit(arm: Mapping[str, Any], place: int, mode: str) -> str:
         return unit
     scale = arm.get("output_max")
     scale = scale[place] if isinstance(scale, list) and place < len(scale) else scale
-    return f"{scale:g} {unit}" if isinstance(scale, int | float) and arm.get("input_max", 1) == 1 else f"? {unit}"
+    return f"{scale:g} {unit}" if isinstance(scale, int | float) and abs(scale) < 1e6 and arm.get("input_max", 1) == 1 else f"? {unit}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, count, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from uwm_data.formats import RawEpisode
 from uwm_data.formats.hdf5 import Hdf5File, Stored
 from uwm_data.streams import StreamSpec, check_episode
 
-DEMO = re.compile(r"demo_(\d{1,18})")
+DEMO = re.compile(r"demo_([0-9]{1,18})")
 MOST_UNTIMED_BYTES = 64 << 10  # a dataset without a row a tick: larger ones do not belong into metadata
 
 
@@ -137,14 +137,14 @@ def _bytes(stored: Stored) -> int:
 
 
 def stream_names(paths: Iterable[str], chosen: Mapping[str, str]) -> dict[str, str]:
-    """{path: legal stream name}, the `chosen` ones as told; the others after their last part, without doubles."""
-    names = dict(chosen)
-    for path in paths:
-        if path not in names:
-            base = re.sub(r"\W", "_", path.removeprefix("obs/"), flags=re.ASCII)
-            base = base if base[:1].isascii() and base[:1].isalpha() else f"x_{base}"
-            taken = set(names.values())
-            names[path] = next(name for name in [base, *(f"{base}_{n}" for n in range(2, len(taken) + 3))] if name not in taken)
+    """{path: legal stream name}: the `chosen` one, else after the path's last part; a second one of a name gets a number."""
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for path in sorted(paths, key=lambda path: path not in chosen):
+        base = re.sub(r"\W", "_", chosen.get(path) or path.removeprefix("obs/"), flags=re.ASCII)
+        base = base if re.match(r"[A-Za-z]", base) else f"x_{base}"
+        names[path] = next(name for name in chain([base], (f"{base}_{number}" for number in count(2))) if name not in taken)
+        taken.add(names[path])
     return names
 
 

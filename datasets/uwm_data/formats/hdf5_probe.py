@@ -17,7 +17,8 @@ import signal
 import sys
 
 DEEPEST = 24  # groups below each other
-MOST_OBJECTS = 2_000_000
+MOST_OBJECTS = 1_000_000
+MOST_TOLD = 16  # bytes told for each byte of the file: more come only from one group that stands in many places
 MOST_CHUNK_BYTES = 256 << 20
 HEAP_ENTRY_BYTES = 16  # what a dataset stores for a text that lies on the heap
 NUMBERS = "biuf"
@@ -35,15 +36,22 @@ class Walk:
         # Deflate makes a byte into 1032 at most; what a filter chain of the library may hold is one of these.
         self.filters = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF}
         self.objects = 0
+        self.most_told = MOST_TOLD * file_bytes + (1 << 20)
 
     def wind_up(self):
         """Give the next call of the library its full time."""
         signal.setitimer(signal.ITIMER_PROF, self.call_seconds)
 
+    def tell(self, **line):
+        """One line about one object."""
+        self.most_told -= tell(**line)
+        if self.most_told < 0:
+            raise ValueError("more objects than a sound file of its size holds")
+
     def group(self, identity, path, above):
         """Tell a group, then everything in it."""
         names = list(itertools.islice(iter(self.h5py.Group(identity)), self.members))
-        tell(path=path, group=names)
+        self.tell(path=path, group=names)
         self.attributes(self.h5py.Group(identity), path)
         for name in names:
             self.link(identity, name, posixpath.join(path, name), above)
@@ -58,9 +66,9 @@ class Walk:
         kind = parent.links.get_info(raw).type
         if kind == self.h5py.h5l.TYPE_SOFT:
             target = parent.links.get_val(raw).decode("utf-8", "surrogateescape")
-            tell(path=path, soft=posixpath.normpath(posixpath.join(posixpath.dirname(path), target)))
+            self.tell(path=path, soft=posixpath.normpath(posixpath.join(posixpath.dirname(path), target)))
         elif kind != self.h5py.h5l.TYPE_HARD:
-            tell(path=path, refused="a link that leaves the file")
+            self.tell(path=path, refused="a link that leaves the file")
         else:
             self.linked(self.h5py.h5o.open(parent, raw), path, above)
 
@@ -69,16 +77,16 @@ class Walk:
         if isinstance(identity, self.h5py.h5g.GroupID):
             address = self.h5py.h5o.get_info(identity).addr
             if address in above or len(above) > DEEPEST:
-                tell(path=path, refused="a group that contains itself, or groups too deep in each other")
+                self.tell(path=path, refused="a group that contains itself, or groups too deep in each other")
             else:
                 self.group(identity, path, {*above, address})
         elif isinstance(identity, self.h5py.h5d.DatasetID):
             told = self.dataset(identity)
-            tell(path=path, **told)
+            self.tell(path=path, **told)
             if "refused" not in told:
                 self.attributes(self.h5py.Dataset(identity), path)
         else:
-            tell(path=path, refused="a named datatype")
+            self.tell(path=path, refused="a named datatype")
 
     def attributes(self, thing, path):
         """Read every attribute once."""
@@ -87,7 +95,7 @@ class Walk:
             self.wind_up()
             told[name] = self.attribute(thing, name)
         if told:
-            tell(path=path, attributes=told)
+            self.tell(path=path, attributes=told)
 
     def attribute(self, thing, name):
         """ "" where an attribute is plain text or numbers, else why it is not read."""
@@ -178,8 +186,10 @@ class Walk:
 
 
 def tell(**line):
-    """One line about one object."""
-    print(json.dumps(line))
+    """Print one line; returns its length."""
+    text = json.dumps(line)
+    print(text)
+    return len(text)
 
 
 def limit(extra_bytes):

@@ -41,7 +41,7 @@ TIMED = re.compile(r"actions|states|robot_states|rewards|dones|obs/.*")
 NAMES = {"actions": "action", "rewards": "reward", "dones": "done", "obs/agentview_rgb": "agentview", "obs/eye_in_hand_rgb": "eye_in_hand"}
 UNITS = {"ee_pos": "m", "ee_ori": "rad", "joint_states": "rad", "gripper_states": "m"}
 LABELS = ("states", "rewards", "dones")
-LANGUAGE = re.compile(r"\(:language\s+([^)]+)\)")
+LANGUAGE = re.compile(r"\(:language\s([^()]{1,1000})\)")
 
 
 def recognise(path: str | Path) -> bool:

@@ -17,6 +17,7 @@ with the renderer set to IMAGE_CONVENTION = "opencv" got turned the wrong way: r
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -144,7 +145,7 @@ def _check_whole(file: Hdf5File, demos: Sequence[Demo], masks: Mapping[str, Sequ
     complaints = [stale_total(file, demos)]
     for mask, names in masks.items():
         gone = [name for name in names if name not in held]
-        twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+        twice = [name for name, times in Counter(names).items() if times > 1]
         complaints.append(f"{file.path}: mask/{mask} names {gone[0]} and {len(gone) - 1} more that are not there" if gone else "")
         complaints.append(f"{file.path}: mask/{mask} names {twice[0]} twice" if twice else "")
     complaints = [text for text in complaints if text]
@@ -177,7 +178,7 @@ def _card(file: Hdf5File, env_args: Mapping, layout: Layout, masks: Mapping[str,
         for name, told in cards.items():
             named = {"names": told["names"], "units": told["units"]} if len(told["names"]) in streams[name].shape else {}
             streams[name] = replace(streams[name], **named)
-    action = next(name for name in cards if name == kept.card.get("policy", {}).get("action", "action"))
+    action = layout.action
     return {
         "env": str(env_args.get("env_name", "unknown")),
         "robot": ", ".join(robots(kwargs)) or "unknown",
@@ -215,17 +216,27 @@ def _meta(
     file: Hdf5File, demo: Demo, arrays: Mapping[str, np.ndarray], task: str, places: Mapping[str, Mapping], untimed: Sequence[str]
 ) -> dict:
     """An episode's metadata: what a writer of ours kept, or what the file's attributes and rewards tell."""
-    kept = json_object(file.attribute(demo.group, KEPT, ""))
-    hidden = {"num_samples", KEPT, *kept.get("derived", ())}
-    attributes = {name: value for name, value in file.attributes(demo.group).items() if name not in hidden}
+    meta, sections, derived = _kept_meta(file, demo)
+    attributes = {name: value for name, value in file.attributes(demo.group).items() if name not in {"num_samples", KEPT, *derived}}
     own = {
         "attributes": {name: to_json(value) for name, value in attributes.items()},
         "arrays": {path: to_json(file.values(demo.datasets[path])) for path in untimed if path in demo.datasets},
         "masks": dict(places.get(demo.name, {})),
     }
-    own = {key: value for key, value in own.items() if (key in kept["sections"] if kept else value)}
-    meta = dict(kept["meta"]) if kept else _told(file, demo, attributes, arrays, task)
+    own = {key: value for key, value in own.items() if (value if meta is None else key in sections)}
+    meta = _told(file, demo, attributes, arrays, task) if meta is None else meta
     return {**meta, **({"robomimic": own} if own else {})}
+
+
+def _kept_meta(file: Hdf5File, demo: Demo) -> tuple[dict | None, list, list[str]]:
+    """(metadata, sections of its key "robomimic", attributes made up) as our writer kept them; None in other files."""
+    kept = json_object(file.attribute(demo.group, KEPT, ""))
+    if not kept:
+        return None, [], []
+    try:
+        return dict(kept["meta"]), list(kept["sections"]), list(map(str, kept["derived"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{file.path}: {demo.name}: its attribute {KEPT} is damaged ({error!r})") from error
 
 
 def _told(file: Hdf5File, demo: Demo, attributes: Mapping, arrays: Mapping[str, np.ndarray], task: str) -> dict:

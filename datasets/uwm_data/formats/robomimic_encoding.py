@@ -31,11 +31,12 @@ class Plan:
     next_obs: bool
     compress: bool
     done_mode: str
+    derives: bool = True
 
     @property
     def derived(self) -> list[str]:
-        """Paths that are made up here, because no stream holds them."""
-        return [path for path in ("rewards", "dones") if path not in self.paths.values()]
+        """Paths that are made up here, because no stream holds them; nothing is added to what came from a robomimic file."""
+        return [path for path in ("rewards", "dones") if self.derives and path not in self.paths.values()]
 
 
 def paths_of(streams: Mapping[str, StreamSpec], card: Mapping, action: str) -> tuple[dict[str, str], list[str]]:
@@ -140,7 +141,7 @@ def _add_derived(demo: Any, plan: Plan, arrays: Mapping[str, np.ndarray], meta: 
     last = np.zeros(len(arrays[plan.action]))
     last[-1] = 1
     rewards = next((arrays[name] for name, path in plan.paths.items() if path == "rewards"), None)
-    if rewards is None and "success" in meta:
+    if "rewards" in plan.derived and "success" in meta:
         demo["rewards"] = rewards = last * bool(meta["success"])
     if "dones" in plan.derived:
         succeeded = np.zeros(len(last), bool) if rewards is None or rewards.ndim != 1 or not len(rewards) else rewards >= 1

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from uwm_data.errors import FormatError
 from uwm_data.formats.demonstrations import Column, Demo, Survey, agrees_when_sampled, evenly, stream_names
 from uwm_data.formats.hdf5 import Hdf5File, json_object
 from uwm_data.formats.robomimic_encoding import KEPT, VERSION
-from uwm_data.streams import KINDS, StreamSpec
+from uwm_data.streams import KINDS, StreamSpec, check_names
 
 SAMPLED_DEMOS = 12
 ACTIONS = ("actions", "actions_abs")
@@ -29,7 +29,8 @@ class Kept:
     @property
     def action(self) -> str:
         """The path of the actions that a policy sends."""
-        acts = self.card.get("policy", {}).get("action") if isinstance(self.card.get("policy"), Mapping) else None
+        policy = self.card.get("policy")
+        acts = policy.get("action") if isinstance(policy, Mapping) else None
         return next((path for path, (name, _) in self.streams.items() if name == acts and path in ACTIONS), "actions")
 
     @property
@@ -48,7 +49,8 @@ def kept_in(file: Hdf5File) -> Kept:
     try:
         specs = {name: dict(spec) for name, spec in told["streams"].items()}
         streams = {spec.pop("path"): (name, StreamSpec(**spec)) for name, spec in specs.items()}
-        return Kept({path: kept for path, kept in streams.items() if path}, dict(told["card"]), tuple(told["derived"]))
+        check_names(told["streams"])
+        return Kept({path: kept for path, kept in streams.items() if path}, dict(told["card"]), tuple(map(str, told["derived"])))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{file.path}: its attribute {KEPT} is damaged ({error}); the file reads without that attribute") from error
 
@@ -73,19 +75,17 @@ class Layout:
         self.survey = survey
         self.next_obs = next_obs
         self.left_out: list[str] = []
+        self._followed: dict[str, str] = {}
         self.streams: dict[str, StreamSpec] = {}
         self.columns: dict[str, Column] = {}
         paths = [path for path in survey.timed if not path.startswith("next_obs/") and path not in kept.derived]
         paths = [path for path in paths if images or not self._is_picture(path)]
+        specs = {path: self._spec(path, rate, kept) for path in paths}
         names = stream_names(paths, self._names(paths, kept, actions))
-        kinds = {path: kept.streams[path][1].kind if path in kept.streams else self._kind(path) for path in paths}
-        for path in sorted(paths, key=lambda path: (KINDS.index(kinds[path]), path != actions)):
-            shape, dtype, count = survey.timed[path]
-            closing = self._closing(path)
-            is_action = kinds[path] == "action"
-            spec = StreamSpec(shape, dtype, rate, kinds[path], closing=bool(closing) or is_action, optional=count < len(demos))
-            self.streams[names[path]] = _told(spec, kept.streams[path][1]) if path in kept.streams else spec
-            self.columns[names[path]] = Column(path, closing, next_obs == "check", upside_down and self._is_picture(path))
+        for path in sorted(paths, key=lambda path: (KINDS.index(specs[path].kind), path != actions)):
+            self.streams[names[path]] = specs[path]
+            self.columns[names[path]] = Column(path, self._closing(path), next_obs == "check", upside_down and self._is_picture(path))
+        self.action = names[actions]
         self._note_next_obs()
 
     def _names(self, paths: list[str], kept: Kept, actions: str) -> dict[str, str]:
@@ -96,6 +96,19 @@ class Layout:
             known = SWAPPED if actions == "actions_abs" else NAMED
             names |= {path: known[path] for path in ACTIONS if path in paths}
         return {path: name for path, name in names.items() if name}
+
+    def _spec(self, path: str, rate: float, kept: Kept) -> StreamSpec:
+        """The stream at a path; what a writer of ours told about it counts where it fits the data."""
+        shape, dtype, count = self.survey.timed[path]
+        _, told = kept.streams.get(path, ("", None))
+        fits = told is not None and (told.shape, told.dtype) == (shape, dtype)
+        kind = told.kind if fits else self._kind(path)
+        found = StreamSpec(
+            shape, dtype, rate, kind, closing=bool(self._closing(path)) or kind == "action", optional=count < len(self.demos)
+        )
+        if not fits:
+            return found
+        return replace(found, units=told.units, names=told.names, optional=found.optional or told.optional)
 
     def _is_picture(self, path: str) -> bool:
         return path.startswith("obs/") and len(self.survey.timed[path][0]) == 3
@@ -114,6 +127,11 @@ class Layout:
         return short if self._kind(path) == "video" and re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", short) else ""
 
     def _closing(self, path: str) -> str:
+        if path not in self._followed:
+            self._followed[path] = self._found_closing(path)
+        return self._followed[path]
+
+    def _found_closing(self, path: str) -> str:
         """The dataset whose last row is the frame after the last action, or nothing."""
         following = f"next_{path}"
         if not path.startswith("obs/") or self.next_obs == "ignore" or self.survey.timed.get(following) != self.survey.timed[path]:
@@ -131,11 +149,3 @@ class Layout:
         rest = [path for path in self.survey.timed if path.startswith("next_obs/") and path not in used and f"{path}:" not in told]
         if rest:
             self.left_out.append(f"{', '.join(rest)}: not used")
-
-
-def _told(found: StreamSpec, kept: StreamSpec) -> StreamSpec:
-    """What a writer of ours told about a stream, as far as the data says the same."""
-    if (kept.shape, kept.dtype) != (found.shape, found.dtype):
-        return found
-    told = {**kept.to_json(), "closing": found.closing, "rate_hz": found.rate_hz}
-    return StreamSpec(**{**told, "optional": found.optional or kept.optional})

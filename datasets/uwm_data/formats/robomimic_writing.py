@@ -30,7 +30,7 @@ from uwm_data import durable
 from uwm_data.errors import FormatError
 from uwm_data.formats import RawEpisode
 from uwm_data.formats.demonstrations import DEMO
-from uwm_data.formats.hdf5 import Hdf5File, h5py_module, looks_like_hdf5
+from uwm_data.formats.hdf5 import Hdf5File, h5py_module, json_object, looks_like_hdf5
 from uwm_data.formats.robomimic_encoding import KEPT, SPLITS, VERSION, Plan, encoded, not_kept, paths_of, plain
 from uwm_data.journal import canonical
 from uwm_data.lock import LOCK_FILE, WriterLock
@@ -64,7 +64,7 @@ def write(
     if streams[action].kind != "action":
         raise FormatError("robomimic keeps demonstrations with actions, and none of these streams is one; try the format videos")
     paths, left_out = paths_of(streams, card, action)
-    plan = Plan(dict(streams), paths, action, next_obs, compress, done_mode)
+    plan = Plan(dict(streams), paths, action, next_obs, compress, done_mode, card.get("source", {}).get("format") != "robomimic")
     return RobomimicSink(Path(path), plan, json.loads(canonical(dict(card))), left_out + not_kept(plan))
 
 
@@ -93,7 +93,7 @@ class RobomimicSink:
         """Demonstrations in the file that is there; FormatError unless it was written by the same call."""
         if not self.path.exists():
             return 0
-        told = json.loads(Hdf5File(self.path, members=1).attribute("", KEPT, "{}")) if looks_like_hdf5(self.path) else {}
+        told = json_object(Hdf5File(self.path, members=1).attribute("", KEPT)) if looks_like_hdf5(self.path) else {}
         if "demos" not in told:
             raise FormatError(f"{self.path} exists and was not written here, so it is left alone; choose another path")
         _refuse_other(self.path, told, self._header)
@@ -178,9 +178,9 @@ class RobomimicSink:
             if self._finished:
                 with h5py.File(self.path, "r") as before:
                     book.take_over(before)
-            for number, part in enumerate(self._staged, self._finished):
+            for index, part in enumerate(self._staged, self._finished):
                 with h5py.File(part, "r") as one:
-                    book.add(one, number)
+                    book.add(one, index)
             book.finish({**self._header, "derived": self._plan.derived, "demos": len(self)})
         _synced(whole)
         os.replace(whole, self.path)
@@ -196,37 +196,37 @@ class _Book:
         self.data = file.create_group("data")
         kept = card.get("robomimic", {})
         self.mask_types: dict[str, str] = dict(kept.get("masks", {}))
-        self.masks: dict[str, list[tuple[float, str]]] = {name: [] for name in self.mask_types}
+        self.masks: dict[str, list[tuple[int | None, str]]] = {name: [] for name in self.mask_types}
         self.total = 0
+        self.highest = -1
 
     def take_over(self, before: Any) -> None:
         """Everything of a finished file."""
         for name, demo in before["data"].items():
             self._copy(demo, name)
-        for name, mask in before.get("mask", {}).items():
-            told = [text.decode() if isinstance(text, bytes) else text for text in mask[()].tolist()]
-            self.masks[name] = [(float(place), demo) for place, demo in enumerate(told)]
+        kept = json_object(before.attrs[KEPT])
+        self.masks = {name: [(place, demo) for place, demo in entries] for name, entries in kept["masks"].items()}
 
-    def add(self, one: Any, number: int) -> None:
-        """One part; its own name if it is free."""
-        name = one.attrs["name"]
-        free = number
-        while not DEMO.fullmatch(name) or name in self.data:
-            name, free = f"demo_{free}", free + 1
+    def add(self, one: Any, index: int) -> None:
+        """One part, behind those before it: with its own name if that has a higher number than theirs."""
+        told = DEMO.fullmatch(one.attrs["name"])
+        name = told[0] if told and int(told[1]) > self.highest else f"demo_{self.highest + 1}"
         self._copy(one["demo"], name)
-        told = json.loads(one.attrs["masks"]) or _split_of(self.card, number)
-        for mask, place in told.items():
-            self.masks.setdefault(mask, []).append((float("inf") if place is None else place, name))
+        masks = json.loads(one.attrs["masks"]) or _split_of(self.card, index)
+        for mask, place in masks.items():
+            self.masks.setdefault(mask, []).append((place, name))
 
     def _copy(self, demo: Any, name: str) -> None:
         self.file.copy(demo, self.data, name)
         self.total += int(demo.attrs["num_samples"])
+        self.highest = max(self.highest, int(name.removeprefix("demo_")))
 
     def finish(self, header: dict) -> None:
         """Masks, attributes, and what `read` restores streams and card from."""
         h5py = h5py_module()
-        for name, places in self.masks.items():
-            demos = [demo for _, demo in sorted(places, key=lambda entry: entry[0])]
+        for name, entries in self.masks.items():
+            # The places of the source's mask, so that its order comes back; those without a place behind them.
+            demos = [demo for _, demo in sorted(entries, key=lambda entry: (entry[0] is None, entry[0] or 0))]
             kind = h5py.string_dtype() if self.mask_types.get(name) == "text" else np.array(demos, "S").dtype
             self.file.create_dataset(f"mask/{name}", data=demos, dtype=kind)
         kept = self.card.get("robomimic", {})
@@ -236,14 +236,14 @@ class _Book:
         if "env_args" not in self.data.attrs:
             self.data.attrs["env_args"] = json.dumps(_env_args(self.card), indent=4)
         self.data.attrs["total"] = self.total
-        self.file.attrs[KEPT] = json.dumps(header)
+        self.file.attrs[KEPT] = json.dumps({**header, "masks": self.masks})
 
 
-def _split_of(card: Mapping, number: int) -> dict[str, None]:
+def _split_of(card: Mapping, index: int) -> dict[str, None]:
     """The splits that name an episode by its number, where the card tells them as {name: numbers}."""
     told = card.get("split")
     splits = {key: some for key, some in told.items() if isinstance(some, list)} if isinstance(told, Mapping) else {}
-    return {SPLITS.get(key, key): None for key, some in splits.items() if number in some}
+    return {SPLITS.get(key, key): None for key, some in splits.items() if index in some}
 
 
 def _env_args(card: Mapping) -> dict:
