@@ -32,21 +32,32 @@ def recognise(path: str | Path) -> bool:
         return False
 
 
-def read(path: str | Path, rate_hz: float | None = None, images_stored: str = "", float_images: str = "auto") -> ReplayBufferSource:
-    """The replay buffer at `path`, a folder or a zip.
+def read(
+    path: str | Path,
+    rate_hz: float | None = None,
+    images_stored: str = "",
+    float_images: str = "auto",
+    video_size: tuple[int, int] | None = None,
+) -> ReplayBufferSource:
+    """The replay buffer at `path`, a folder or a zip, or a real robot's folder of replay_buffer.zarr and videos/.
 
     `rate_hz`: rows a second, needed where neither timestamps nor the keys of Push-T tell it; `images_stored`: which
     way, where that is not known: upright, "upside down" (rows reversed) or rotated (by half a turn); they come out upright;
-    `float_images`: auto (uint8 video, if they hold whole numbers from 0 to 255) or keep (as a state).
+    `float_images`: auto (uint8 video, if they hold whole numbers from 0 to 255) or keep (as a state);
+    `video_size` (height, width): all videos are scaled and cropped to it.
     """
     path = Path(path)
     if not path.exists():
         raise FormatError(f"{path} does not exist")
+    videos = None
     if path.is_dir() and not (path / ENDS).is_dir() and (path / _INSIDE).is_dir():
+        videos = path / "videos" if (path / "videos").is_dir() else None
         path = path / _INSIDE
+    if video_size is not None and not (len(video_size) == 2 and all(type(side) is int and 0 < side <= 1 << 14 for side in video_size)):
+        raise FormatError(f"video_size={video_size!r} is no height and width")
     if float_images not in ("auto", "keep"):
         raise FormatError(f"float_images={float_images!r} is unknown; it is auto or keep")
-    return ReplayBufferSource(path, checked_rate(rate_hz), checked_stored(images_stored), float_images)
+    return ReplayBufferSource(path, checked_rate(rate_hz), checked_stored(images_stored), float_images, videos, video_size)
 
 
 def write(path: str | Path, streams: Mapping[str, StreamSpec], card: Mapping, chunk_bytes: int = CHUNK_BYTES) -> ReplayBufferSink:

@@ -20,6 +20,7 @@ import numpy as np
 from uwm_data.errors import FormatError, StoreError
 from uwm_data.formats import RawEpisode
 from uwm_data.formats.diffusion_policy_presets import PUSHT_CARD, PUSHT_NAMES, PUSHT_RATE_HZ, PUSHT_UNITS, is_pusht
+from uwm_data.formats.diffusion_policy_videos import EpisodeVideos
 from uwm_data.formats.ticks import from_rows
 from uwm_data.formats.turning import upright
 from uwm_data.formats.zarr_v2 import Array, entries_of, read_json
@@ -39,7 +40,15 @@ UNFINISHED = "if its conversion was interrupted, run that again"
 class ReplayBufferSource:
     """Episodes of a replay buffer, folder or zip (see `diffusion_policy.read`)."""
 
-    def __init__(self, path: Path, rate_hz: float | None, images_stored: str, float_images: str):
+    def __init__(
+        self,
+        path: Path,
+        rate_hz: float | None,
+        images_stored: str,
+        float_images: str,
+        videos: Path | None = None,
+        video_size: tuple[int, int] | None = None,
+    ):
         self.path, self._store, self._images_stored = path, entries_of(path), images_stored
         self.left_out: list[str] = []
         if read_json(self._store, f"{ENDS}/.zarray") is None:
@@ -48,6 +57,7 @@ class ReplayBufferSource:
         self._ends = self._checked_ends()
         self._stored: dict[str, str] = {}
         self._own = self._own_part()
+        self._videos = EpisodeVideos(videos, len(self), video_size) if videos else None
         if self._own:
             self._from_own()
         else:
@@ -68,7 +78,9 @@ class ReplayBufferSource:
         start, stop = int(self._ends[index - 1]) if index else 0, int(self._ends[index])
         try:
             rows = {name: self._rows(name, start, stop) for name in self._keys}
-            arrays = self._own_arrays(rows, index, stop - start) if self._own else rows | self._derived(rows)
+            arrays = (
+                self._own_arrays(rows, index, stop - start) if self._own else rows | self._derived(rows) | self._filmed(index, stop - start)
+            )
             meta = self._lines[index]["meta"] if self._own else {"source": {"format": "diffusion-policy", "index": index}}
             return RawEpisode(check_episode(self.streams, arrays), meta)
         except StoreError as error:
@@ -169,7 +181,17 @@ class ReplayBufferSource:
         if self._pusht and "agent_pos" not in self.streams:
             state = self.streams["state"]
             self.streams["agent_pos"] = StreamSpec((2,), state.dtype, self._rate, "state", *_told("agent_pos", 2), closing=False)
+        self._cameras = {}
+        for camera in self._videos.cameras if self._videos else ():
+            name = f"camera_{camera}" if camera[:1].isdecimal() else camera
+            if name in self.streams:
+                raise FormatError(f"{self.path}: the videos {camera}.mp4 and data/{self._keys.get(name, name)} would both be {name!r}")
+            self._cameras[name], self.streams[name] = camera, self._videos.spec(camera, self._rate)
+            self.left_out.append(f"videos/*/{camera}.mp4: frames between two rows, and sound")
         self.card = self._card()
+
+    def _filmed(self, index: int, rows: int) -> dict[str, np.ndarray]:
+        return {name: self._videos.read(index, camera, rows, self._rate) for name, camera in self._cameras.items()}
 
     def _derived(self, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """A policy may see where the pusher is, and not where the block is: the first two numbers of the state."""

@@ -56,12 +56,11 @@ class ReplayBufferSink:
 
     def __init__(self, path: Path, plan: Plan, own: dict, left_out: Sequence[str], chunk_bytes: int):
         self.path, self.plan, self.left_out = path, plan, tuple(left_out)
-        is_new = _refuse_other(path, own)
+        _refuse_other(path, own)
         path.mkdir(parents=True, exist_ok=True)
         self._lock = WriterLock(path)
         try:
-            if is_new:
-                _begin(path, own)
+            _begin(path, own)
             lines = path / OWN_LINES
             content = lines.read_bytes() if lines.exists() else b""
             self._written = content.rfind(b"\n") + 1
@@ -187,7 +186,7 @@ def planned(streams: Mapping[str, StreamSpec], card: Mapping) -> tuple[Plan, dic
     check_names(streams)
     source = card.get("source") if isinstance(card.get("source"), Mapping) else {}
     source = source if source.get("format") == "diffusion-policy" else {}
-    kept = {name: replace(spec, closing=False) for name, spec in streams.items()}
+    kept = {name: replace(spec, closing=spec.closing and spec.kind == "action") for name, spec in streams.items()}
     specs, rate, lost = written_specs(kept)
     acts = any(spec.kind == "action" for spec in streams.values())
     closing = [name for name, spec in streams.items() if spec.closing and spec.kind != "action"]
@@ -229,10 +228,10 @@ def rows_of(plan: Plan, episode: RawEpisode) -> tuple[dict[str, np.ndarray], dic
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def _refuse_other(path: Path, own: dict) -> bool:
-    """Is there nothing yet? FormatError when there is something that the same call did not begin."""
+def _refuse_other(path: Path, own: dict) -> None:
+    """FormatError unless there is nothing yet, or what the same call began."""
     if not path.exists() or not any(file.name not in (LOCK_FILE, ".zattrs" + durable.PARTIAL_SUFFIX) for file in path.iterdir()):
-        return True
+        return
     old = (read_json(Folder(path), ".zattrs") or {}).get(OWN_ATTRIBUTE)
     if not isinstance(old, dict):
         raise FormatError(f"{path} holds something else; choose another path")
@@ -244,15 +243,16 @@ def _refuse_other(path: Path, own: dict) -> bool:
     found = cards.differences(old.get("card", {}), own["card"])
     if found:
         raise FormatError(f"{path} cannot be continued: {cards.sentence(found, 'it', 'the episodes to add')}; choose another path")
-    return False
 
 
 def _begin(path: Path, own: dict) -> None:
-    # The attributes come first: they mark the folder as ours to continue.
-    durable.replace_file(path / ".zattrs", json.dumps({OWN_ATTRIBUTE: own}, indent=1).encode())
-    for folder in (path, path / "data", path / "meta"):
-        folder.mkdir(exist_ok=True)
-        durable.replace_file(folder / ".zgroup", b'{"zarr_format": 2}')
+    """Write what is missing of the groups; the attributes come first: they mark the folder as ours to continue."""
+    files = {path / ".zattrs": json.dumps({OWN_ATTRIBUTE: own}, indent=1).encode()}
+    files |= {folder / ".zgroup": b'{"zarr_format": 2}' for folder in (path, path / "data", path / "meta")}
+    for file, content in files.items():
+        file.parent.mkdir(exist_ok=True)
+        if not file.exists():
+            durable.replace_file(file, content)
 
 
 def _publish_ends(folder: Path, ends: Sequence[int]) -> None:

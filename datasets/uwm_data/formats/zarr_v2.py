@@ -300,6 +300,8 @@ def _fill(value: object, dtype: np.dtype, place: str) -> object:
     if value is None:
         return None
     try:
+        if not isinstance(value, str | int | float):
+            raise TypeError
         return np.asarray(float(value) if isinstance(value, str) else value).astype(dtype)[()]
     except (TypeError, ValueError, OverflowError) as error:
         raise FormatError(f"{place}: the fill value {value!r} is no {dtype}") from error
