@@ -165,9 +165,10 @@ def open_store(data: str, folder: Path, options: Mapping[str, Any]):
 
     if "://" in data or own.recognise(data) or not Path(data).exists():
         return uwm_data.EpisodeStore.open(data)
+    from uwm.convert import FORMATS
     from uwm_data import conversion, note
 
-    _, source = conversion.open_source(data, options=options)
+    _, source = conversion.open_source(data, options=options, formats=FORMATS)
     try:
         # The name says what was in it and how it was read: a changed source is another store, and never a stale one.
         told = json.dumps([note.fingerprint(data, source), dict(options)], sort_keys=True)
@@ -175,7 +176,7 @@ def open_store(data: str, folder: Path, options: Mapping[str, Any]):
         workers = 0 if len(source) <= FEW_EPISODES else None
     finally:
         source.close()
-    report = conversion.convert(data, target, to="store", workers=workers, source_options=options, progress=True)
+    report = conversion.convert(data, target, to="store", workers=workers, source_options=options, progress=True, formats=FORMATS)
     for line in report.lines():
         print(line)
     return uwm_data.EpisodeStore.open(target)
