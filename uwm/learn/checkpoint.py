@@ -2,7 +2,8 @@
 
 ```
 runs/lift/model/
-  checkpoint.json        format, step, seed, resolved config, card (cameras, orientation, action convention, data checksum)
+  checkpoint.json        format, step, resolved config, card: cameras, orientation, action convention, rates, data checksum,
+                         split, statistics; of a mixture also each member's own card and what was drawn of it
   model.safetensors      weights as trained          average.safetensors   their moving average, which acts
   optimiser.safetensors  what resuming needs besides
 ```
