@@ -202,6 +202,17 @@ def test_keys_that_only_some_demonstrations_have_are_optional(path):
     assert [len(source.read(i).arrays["agentview"]) for i in range(3)] == [8, 0, 10]
 
 
+def test_paths_that_are_left_out_are_not_even_looked_at(path):
+    write_robomimic(path, images=False)
+    with h5py.File(path, "r+") as file:
+        del file["data/demo_2/obs/object"]
+        file["data/demo_2/obs/object"] = h5py.ExternalLink("other.hdf5", "/x")
+    for leave_out in (("obs/object", "next_obs/object", "states"), "obs/object,next_obs/object,states"):
+        source = robomimic.read(path, leave_out=leave_out)
+        assert not {"object", "states"} & set(source.streams) and "robot0_eef_pos" in source.streams
+        assert len(source.read(1).arrays["action"]) == 5
+
+
 def test_what_is_not_demonstration_is_named(path):
     write_robomimic(path, images=False)
     with h5py.File(path, "r+") as file:

@@ -67,8 +67,12 @@ def opened(path: str | Path) -> Hdf5File:
     return file
 
 
-def demos_of(file: Hdf5File, number: int = 0, leave_out: Collection[str] = ()) -> list[Demo]:
-    """The demonstrations of a file, in the order of their numbers; those without a tick are kept, with 0 ticks."""
+def demos_of(file: Hdf5File, number: int = 0, leave_out: str | Collection[str] = ()) -> list[Demo]:
+    """The demonstrations of a file, in the order of their numbers; those without a tick are kept, with 0 ticks.
+
+    `leave_out` are paths inside a demonstration ("obs/object"), or one text with commas between them, that are not looked at.
+    """
+    leave_out = leave_out.split(",") if isinstance(leave_out, str) else leave_out
     names = [name for name in file.structure.groups["data"] if DEMO.fullmatch(name)]
     if not names:
         raise FormatError(f"{file.path}: `data` holds no demonstration (demo_0, demo_1, ...)")

@@ -61,7 +61,7 @@ def recognise(path: str | Path) -> bool:
 def read(
     path: str | Path,
     images: bool = True,
-    leave_out: Collection[str] = (),
+    leave_out: str | Collection[str] = (),
     timing: str = "stored",
     initial_states: str | Path | None = None,
     complete: bool = True,
@@ -204,16 +204,17 @@ def _card(
     action = action_card(kwargs, int(np.prod(streams["action"].shape)))
     if len(action["names"]) in streams["action"].shape:
         streams["action"] = replace(streams["action"], names=action["names"], units=action["units"])
+    cameras = [name for name, spec in streams.items() if spec.kind == "video"]
     states = [name for name in ("ee_states", "gripper_states") if name in streams]
     late = "row k of obs is seen after action k, as LIBERO stores it" if timing == "stored" else "moved by one tick, so that it is causal"
     return {
         "env": "LIBERO",
         "robot": ", ".join(robots(kwargs)) or "unknown",
-        "image_orientation": "upright",
+        "image_orientation": "upright" if cameras else "none",
         "rate_hz": streams["action"].rate_hz,
         "action": action,
         "policy": {
-            "cameras": [name for name, spec in streams.items() if spec.kind == "video"],
+            "cameras": cameras,
             "proprio": states or [name for name in ("ee_pos", "ee_ori", "gripper_states") if name in streams],
             "action": "action",
         },

@@ -40,6 +40,7 @@ __all__ = ["read", "recognise", "write"]
 ROBOSUITE = 1  # robomimic's number for the kind of environment
 RATE_HZ = 20.0  # robosuite's control_freq where env_args do not tell one
 TIMED = re.compile(r"actions|actions_abs|states|rewards|dones|(obs|next_obs|action_dict|labels)/.*")
+FROM_STREAMS = ("cameras", "rates_hz", "units")  # of a card: what a store fills in by itself
 PROPRIO = re.compile(r"(robot\d+_)?((right|left)_)?(eef_pos|eef_quat|gripper_qpos)")
 
 
@@ -69,7 +70,7 @@ def read(
     filter_key: str | None = None,
     actions: str | None = None,
     images: bool = True,
-    leave_out: Collection[str] = (),
+    leave_out: str | Collection[str] = (),
     next_obs: str = "check",
     images_stored: str = "upright",
     complete: bool = True,
@@ -179,18 +180,16 @@ def _card(file: Hdf5File, env_args: Mapping, layout: Layout, masks: Mapping[str,
             named = {"names": told["names"], "units": told["units"]} if len(told["names"]) in streams[name].shape else {}
             streams[name] = replace(streams[name], **named)
     action = layout.action
+    cameras = [name for name, spec in streams.items() if spec.kind == "video"]
+    policy = {"cameras": cameras, "proprio": _proprio(streams), "action": action}
     return {
         "env": str(env_args.get("env_name", "unknown")),
         "robot": ", ".join(robots(kwargs)) or "unknown",
         "action": cards.pop(action),
-        "policy": {
-            "cameras": [name for name, spec in streams.items() if spec.kind == "video"],
-            "proprio": _proprio(streams),
-            "action": action,
-        },
         **({"other_actions": cards} if cards else {}),
-        **kept.card,
-        "image_orientation": "upright",
+        "image_orientation": "upright" if cameras else "none",
+        **{key: value for key, value in kept.card.items() if key not in FROM_STREAMS},
+        "policy": _narrowed(kept.card.get("policy"), streams) or policy,
         "rate_hz": streams[action].rate_hz,
         "source": {
             "format": "robomimic",
@@ -199,11 +198,20 @@ def _card(file: Hdf5File, env_args: Mapping, layout: Layout, masks: Mapping[str,
             "names": {name: column.path for name, column in layout.columns.items()},
             **{key: value for key, value in origin.items() if value},
         },
-        "robomimic": _attributes(file, masks, kept),
+        "robomimic": _attributes(file, masks),
     }
 
 
-def _attributes(file: Hdf5File, masks: Mapping[str, Any], kept: Kept) -> dict:
+def _narrowed(policy: Any, streams: Mapping[str, StreamSpec]) -> dict:
+    """A kept policy without the streams that are not read; nothing where there is none that fits."""
+    try:
+        fitting = {key: [name for name in policy[key] if name in streams] for key in ("cameras", "proprio")}
+        return {**policy, **fitting} if policy["action"] in streams else {}
+    except (KeyError, TypeError):
+        return {}
+
+
+def _attributes(file: Hdf5File, masks: Mapping[str, Any]) -> dict:
     """What only robomimic knows about the whole file. env_args stay readable."""
     attributes = {name: to_json(value) for name, value in file.attributes("data").items() if name != "total"}
     if isinstance(text := file.attribute("data", "env_args"), str):

@@ -82,7 +82,8 @@ class Layout:
         paths = [path for path in paths if images or not self._is_picture(path)]
         specs = {path: self._spec(path, rate, kept) for path in paths}
         names = stream_names(paths, self._names(paths, kept, actions))
-        for path in sorted(paths, key=lambda path: (KINDS.index(specs[path].kind), path != actions)):
+        places = {path: place for place, path in enumerate(kept.streams)} if actions == kept.action else {}
+        for path in sorted(paths, key=lambda path: (places.get(path, len(places)), KINDS.index(specs[path].kind), path != actions)):
             self.streams[names[path]] = specs[path]
             self.columns[names[path]] = Column(path, self._closing(path), next_obs == "check", upside_down and self._is_picture(path))
         self.action = names[actions]
