@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import resource
 import shutil
 import signal
 import subprocess
@@ -352,3 +353,22 @@ def test_a_full_disk_costs_nothing_that_was_appended(tmp_path, monkeypatch):
     again.append(parts[2])
     again.close()
     assert len(robomimic.read(path)) == 3
+
+
+def test_a_disk_that_fills_up_while_the_file_is_put_together_costs_nothing(tmp_path):
+    path = tmp_path / "a.hdf5"
+    sink = robomimic.write(path, STREAMS, CARD)
+    for seed in range(4):
+        sink.append(sink.encoder()(RawEpisode(*episode(20, seed))))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))  # the parts are smaller, the whole is not
+        with pytest.raises(FormatError, match=r"writing failed .*The 4 demonstrations so far are safe"):
+            sink.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not path.exists()
+    again = robomimic.write(path, STREAMS, CARD)
+    assert len(again) == 4
+    again.close()
+    assert len(robomimic.read(path)) == 4 and list(tmp_path.iterdir()) == [path]

@@ -162,7 +162,8 @@ class RobomimicSink:
 
     def _disk_trouble(self, error: Exception, needed: int) -> str:
         free = shutil.disk_usage(self._partial).free
-        is_full = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT)
+        # The HDF5 library tells the number in its text only.
+        is_full = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT) or f"errno = {errno.ENOSPC}" in str(error)
         what = "the disk is full" if is_full else f"writing failed ({getattr(error, 'strerror', None) or error})"
         return (
             f"{self.path}: {what}: {needed / 1e6:.2f} MB needed, {free / 1e6:.2f} MB free. "
