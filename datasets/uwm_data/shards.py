@@ -102,7 +102,6 @@ class Shards:
         self.frames_per_chunk, self.frames_per_shard = frames_per_chunk, frames_per_shard
         self.chunks_per_shard = frames_per_shard // frames_per_chunk
         self.frames_decoded = 0
-        self.bytes_read = 0
         self._codec = codec and Blosc(codec["cname"], codec["clevel"], _SHUFFLE[codec["shuffle"]])
         self._files = folder.files() if hasattr(folder, "files") else LocalFiles(folder)
         self._tables: dict[tuple[int, int], np.ndarray] = {}
@@ -208,16 +207,19 @@ class Shards:
             try:
                 data = next(reader)
                 if not _is_whole(data, length):
-                    # A cache on the way may be what is damaged: once more from the source.
-                    self._files.forget(name)
-                    (data,) = self._files.read([(name, offset, length)])
+                    data = self._again(name, offset, length)
             except FileNotFoundError as error:
                 raise ShardDamage(chunk * self.frames_per_chunk, f"{name} is missing") from error
-            if not _is_whole(data, length):
+            if data is None:
                 reason = f"{name}: the check sum of its {what} at byte {offset} does not match"
                 raise ShardDamage(chunk * self.frames_per_chunk, reason)
-            self.bytes_read += length
             yield data
+
+    def _again(self, name: str, offset: int, length: int) -> bytes | None:
+        """Damaged bytes once more from the source, as a cache on the way may be what is damaged; None if they still are."""
+        self._files.forget(name)
+        (data,) = self._files.read([(name, offset, length)])
+        return data if _is_whole(data, length) else None
 
     def _decode(self, chunk: int, data: bytes, out: np.ndarray) -> None:
         body = memoryview(data)[:-4]

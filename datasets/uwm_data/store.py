@@ -72,7 +72,7 @@ class EpisodeStore:
 
         `card` is a JSON-able description (units, image orientation, action convention, ...); cameras, rates, code
         version and creation time are filled in. `overwrite` replaces an episode store, never another folder.
-        `compression` of video frames, lossless: "zstd" (smallest), "lz4" (a fifth larger, three times as fast to read),
+        `compression` of video frames, lossless: "zstd" (smallest), "lz4" (a third larger, twice as fast to read),
         "none".
         """
         path = _for_writing(path)
