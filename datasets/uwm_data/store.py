@@ -45,7 +45,7 @@ class EpisodeStore:
     """
 
     def __init__(self, path: Path | RemotePath, lock: WriterLock | None = None, tolerate_missing: bool = False):
-        self.path = path
+        self.path = path if isinstance(path, RemotePath) else Path(path)
         self.streams, self._card, self.shards = layout.read_layout(self.path)
         self._lock = lock
         self.journal = Journal(self.streams)
