@@ -21,7 +21,8 @@ from uwm_data.streams import StreamSpec
 
 FORMAT = "uwm-episodes"
 VERSION = 1
-_LARGEST_SHARD = 1 << 24  # frames: nobody's table of chunks is larger, and a size that is only claimed must not cost memory
+# We write nothing larger, and a size that is only claimed must not cost memory.
+_LARGEST_SHARD, _LARGEST_CHUNK_BYTES = 1 << 20, 1 << 28  # frames; bytes, unless a chunk is a single frame
 _INNER = (["bytes", "blosc", "crc32c"], ["bytes", "crc32c"])
 
 
@@ -103,7 +104,8 @@ def _open_shards(folder: Path, spec: StreamSpec) -> Shards:
         shape = list(spec.shape)
         if found != (spec.dtype, shape, shape, shape) or names not in _INNER:
             raise StoreError(f"{folder / 'zarr.json'} is damaged: it says {found}, {names}; the store's card says {spec.dtype} {shape}")
-        if frames_per_chunk < 1 or frames_per_shard % frames_per_chunk or not 0 < frames_per_shard <= _LARGEST_SHARD:
+        is_legal = 0 < frames_per_chunk <= frames_per_shard <= _LARGEST_SHARD and not frames_per_shard % frames_per_chunk
+        if not is_legal or frames_per_chunk * spec.frame_bytes > max(_LARGEST_CHUNK_BYTES, spec.frame_bytes):
             raise StoreError(f"{folder / 'zarr.json'} is damaged: shards of {frames_per_shard} frames in chunks of {frames_per_chunk}")
         return Shards(folder, spec, frames_per_chunk, frames_per_shard, codec)
     except StoreError:
