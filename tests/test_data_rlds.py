@@ -375,12 +375,13 @@ def test_jpeg_is_near_and_said_to_be_so(tmp_path):
 
 @pytest.mark.parametrize("make", [droid_folder, bridge_folder])
 def test_rlds_of_others_goes_out_again_with_its_own_names_texts_and_marks(tmp_path, make):
-    source = rlds.read(make(tmp_path))
-    sink = rlds.write(tmp_path / "again", source.streams, source.card)
-    for index in range(len(source)):
-        sink.append(sink.encoder()(source.read(index)))
-    sink.close()
-    again = rlds.read(tmp_path / "again")
+    source = again = rlds.read(make(tmp_path))
+    for name in ("once", "again"):
+        sink = rlds.write(tmp_path / name, again.streams, again.card)
+        for index in range(len(source)):
+            sink.append(sink.encoder()(again.read(index)))
+        sink.close()
+        again = rlds.read(tmp_path / name)
     for index in range(len(source)):
         assert_same(again.read(index), source.read(index))
     (tmp_path / "again" / "1.0.0" / "uwm.json").unlink()
@@ -488,10 +489,13 @@ def test_a_finished_folder_can_be_continued_and_another_one_is_refused(tmp_path)
     write_mixed(path, shard_bytes=1)
     assert sorted(file.name for file in (path / "1.0.0").glob("*tfrecord*")) == [f"a-train.tfrecord-0000{n}-of-00004" for n in range(4)]
     assert_same(rlds.read(path).read(3), mixed_episode(TICKS[3], 3))
-    with pytest.raises(FormatError, match="cannot be continued: its streams"):
+    with pytest.raises(FormatError, match="cannot be continued: its streams is"):
         rlds.write(path, STREAMS, CARD)
     with pytest.raises(FormatError, match=r"cannot be continued: .*action\.mode"):
         rlds.write(path, MIXED, {**CARD, "action": {**CARD["action"], "mode": "absolute"}})
+    for option in ({"image": "jpeg"}, {"name": "another"}):
+        with pytest.raises(FormatError, match=f"cannot be continued: its {next(iter(option))} is"):
+            rlds.write(path, MIXED, CARD, **option)
     sink = rlds.write(path, MIXED, CARD)
     with pytest.raises(StoreError, match="is being written by"):
         rlds.write(path, MIXED, CARD)

@@ -44,7 +44,7 @@ def read(
     `rate_hz`: rows a second, needed where neither timestamps nor the keys of Push-T tell it; `images_stored`: which
     way, where that is not known: upright, "upside down" (rows reversed) or rotated (by half a turn); they come out upright;
     `float_images`: auto (uint8 video, if they hold whole numbers from 0 to 255) or keep (as a state);
-    `video_size` (height, width): all videos are scaled and cropped to it.
+    `video_size` (height, width): all videos are scaled and cropped to it. What this package wrote tells all of it itself.
     """
     path = Path(path)
     if not path.exists():

@@ -238,7 +238,7 @@ def _refuse_other(path: Path, own: dict) -> None:
     for key in ("version", "streams", "keys", "stored", "rate_hz"):
         if old.get(key) != json.loads(json.dumps(own[key])):
             raise FormatError(
-                f"{path} cannot be continued: its {key} are {old.get(key)}, those of the episodes to add {own[key]}; choose another path"
+                f"{path} cannot be continued: its {key} is {old.get(key)}, that of the episodes to add {own[key]}; choose another path"
             )
     found = cards.differences(old.get("card", {}), own["card"])
     if found:

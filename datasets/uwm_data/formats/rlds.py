@@ -45,7 +45,8 @@ def read(
     `split`: "all", or names joined by "+" (the metadata keeps the name); `rate_hz`: steps a second, needed where the name of
     the dataset is not known here; `last_action`: real, padding or auto (see rlds_reading); `action`: features that make up
     the action, in order, where the dataset keeps a dictionary; `images_stored`: which way, where that is not known: upright,
-    "upside down" (rows reversed) or rotated (by half a turn); they come out upright.
+    "upside down" (rows reversed) or rotated (by half a turn); they come out upright. What this package wrote tells all of
+    it itself.
     """
     folder = version_folder(Path(path)) if Path(path).is_dir() else None
     if folder is None:
@@ -79,5 +80,6 @@ def write(
     if path.exists() and not path.is_dir():
         raise FormatError(f"{path} is a file; an RLDS dataset is a folder")
     name = re.sub(r"[^a-z0-9_]+", "_", (name or path.stem).lower()).strip("_") or "episodes"
-    plan, own, left_out = planned(streams, card, image, int(quality))
-    return RldsSink(path, plan, own, left_out, name if name[0].isalpha() else f"d_{name}", int(shard_bytes))
+    name = name if name[0].isalpha() else f"d_{name}"
+    plan, own, left_out = planned(streams, card, name, image, int(quality))
+    return RldsSink(path, plan, own, left_out, int(shard_bytes))

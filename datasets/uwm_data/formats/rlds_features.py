@@ -41,6 +41,11 @@ class Feature:
     encoding: str = "none"
 
     @property
+    def name(self) -> str:
+        """The path below `steps`, or below the root for fields of the whole episode."""
+        return self.path.removeprefix(STEPS + "/")
+
+    @property
     def step_bytes(self) -> int:
         """Bytes of one step in memory."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize

@@ -166,12 +166,12 @@ class RldsSource:
             raise FormatError(
                 f"{self.path}: RLDS does not say how many steps a second has, and {name!r} is not known here; give rate_hz=..."
             )
-        leaves = [leaf for leaf in self._steps if leaf.kind != "text" and leaf.path.removeprefix(STEPS + "/") not in FLAGS]
+        leaves = [leaf for leaf in self._steps if leaf.kind != "text" and leaf.name not in FLAGS]
         features = _named(leaves)
         joined = self._joined(features, action)
         pads = last_action == "padding" or (last_action == "auto" and self._pads(features, joined))
         specs = {}
-        for stream in sorted([*features, *joined], key=lambda stream: stream != "action"):
+        for stream in sorted([*features, *joined], key=lambda stream: (stream != "action", not stream.startswith("action"), stream)):
             leaf = features.get(stream)
             shape = leaf.shape if leaf else (sum(math.prod(part.shape) for part in joined[stream]),)
             kind = _kind(leaf) if leaf else "action"
@@ -184,7 +184,7 @@ class RldsSource:
 
     def _joined(self, features: Mapping[str, Feature], action: Sequence[str]) -> dict[str, list[Feature]]:
         """The stream `action`, where the dataset has a dictionary instead: its parts beside each other."""
-        parts = {leaf.path.removeprefix(f"{STEPS}/"): leaf for leaf in features.values()}
+        parts = {leaf.name: leaf for leaf in features.values()}
         if action:
             if unknown := [path for path in action if path not in parts or len(parts[path].shape) > 1]:
                 raise FormatError(f"{self.path} has no vector {unknown[0]!r} for the action; there are {', '.join(parts)}")
@@ -221,12 +221,12 @@ class RldsSource:
     def _meta(self, found: Mapping[str, Values], place: Place, rows: int) -> dict:
         episode = {leaf.path.removeprefix(EPISODE): _small(leaf, found) for leaf in self._episode if is_small(leaf)}
         texts = {
-            leaf.path.removeprefix(STEPS + "/"): _constant(decoded(leaf, found.get(leaf.path, []), leaf.path))
+            leaf.name: _constant(decoded(leaf, found.get(leaf.path, []), leaf.path))
             for leaf in self._steps if leaf.kind == "text"
         }  # fmt: skip
         flags = {
-            leaf.path.removeprefix(STEPS + "/"): np.flatnonzero(_of(found, leaf)).tolist()
-            for leaf in self._steps if leaf.path.removeprefix(STEPS + "/") in FLAGS
+            leaf.name: np.flatnonzero(_of(found, leaf)).tolist()
+            for leaf in self._steps if leaf.name in FLAGS
         }  # fmt: skip
         kept = {"episode": {key: value for key, value in episode.items() if value is not None}, "steps": texts, "flags": flags}
         meta = {"source": {"format": "rlds", "split": place.split, "index": place.number}, "rlds": kept}
@@ -235,20 +235,26 @@ class RldsSource:
         return {**meta, **({"instruction": spoken[0]} if spoken else {}), **({} if success is None else {"success": success})}
 
     def _card(self, name: str, version: str) -> dict:
-        names = {stream: leaf.path.removeprefix(STEPS + "/") for stream, leaf in self._layout.features.items()}
-        source = {"format": "rlds", "version": version, "name": name, "names": names}
+        names = {stream: leaf.name for stream, leaf in self._layout.features.items()}
+        source = {
+            "format": "rlds",
+            "version": version,
+            "name": name,
+            "names": names,
+            "texts": [leaf.name for leaf in self._steps if leaf.kind == "text"],
+            "episode": {
+                leaf.path.removeprefix(EPISODE): [leaf.dtype, list(leaf.shape)]
+                for leaf in self._episode if is_small(leaf) and leaf.path != OWN_FEATURE
+            },
+        }  # fmt: skip
         if self._own:
             card = self._own.get("card")
             card = card if isinstance(card, dict) else {}
             return {**card, "source": {**source, **({"source": card["source"]} if "source" in card else {})}}
         if self._layout.joined:
-            source["derived"] = {
-                stream: [leaf.path.removeprefix(STEPS + "/") for leaf in leaves] for stream, leaves in self._layout.joined.items()
-            }
+            source["derived"] = {stream: [leaf.name for leaf in leaves] for stream, leaves in self._layout.joined.items()}
         if self._stored:
             source["images_stored"] = self._stored
-        source["texts"] = [leaf.path.removeprefix(STEPS + "/") for leaf in self._steps if leaf.kind == "text"]
-        source["episode"] = {leaf.path.removeprefix(EPISODE): [leaf.dtype, list(leaf.shape)] for leaf in self._episode if is_small(leaf)}
         source["last_action"] = "padding" if self._layout.rows_close else "real"
         return {**_described(self._preset, self.streams, self._stored), "rate_hz": self._layout.rate_hz, "source": source}
 
@@ -277,14 +283,14 @@ def _named(leaves: Sequence[Feature]) -> dict[str, Feature]:
     """Leaves by the names of their streams; where two would have the same, both have their whole path."""
 
     def short(leaf):
-        return _identifier(leaf.path.removeprefix(STEPS + "/").removeprefix("observation/"))
+        return _identifier(leaf.name.removeprefix("observation/"))
 
     counts: dict[str, int] = {}
     for leaf in leaves:
         counts[short(leaf)] = counts.get(short(leaf), 0) + 1
     named = {}
     for leaf in leaves:
-        name = short(leaf) if counts[short(leaf)] == 1 else _identifier(leaf.path.removeprefix(STEPS + "/"))
+        name = short(leaf) if counts[short(leaf)] == 1 else _identifier(leaf.name)
         if name in named:
             raise FormatError(f"{leaf.path} and {named[name].path} would both be the stream {name!r}; rename one")
         named[name] = leaf
@@ -297,12 +303,11 @@ def _identifier(path: str) -> str:
 
 
 def _kind(leaf: Feature) -> str:
-    path = leaf.path.removeprefix(STEPS + "/")
-    if leaf.kind == "image" and leaf.dtype == "uint8":
+    if leaf.kind == "image":
         return "video"
-    if path == "action" or path.startswith(("action/", "action_dict/")):
+    if leaf.name == "action" or leaf.name.startswith(("action/", "action_dict/")):
         return "action"
-    return "state" if path.startswith("observation/") and "embedding" not in path else "label"
+    return "state" if leaf.name.startswith("observation/") and "embedding" not in leaf.name else "label"
 
 
 def _fitting(names: Sequence[str] | None, shape: tuple[int, ...]) -> tuple[str, ...]:

@@ -66,9 +66,9 @@ class Plan:
 class RldsSink:
     """An RLDS folder that is open for writing (see `rlds.write`)."""
 
-    def __init__(self, path: Path, plan: Plan, own: dict, left_out: Sequence[str], name: str, shard_bytes: int):
+    def __init__(self, path: Path, plan: Plan, own: dict, left_out: Sequence[str], shard_bytes: int):
         self.path, self.plan, self.left_out = path / VERSION, plan, tuple(left_out)
-        self._name, self._shard_bytes = name, shard_bytes
+        self._name, self._shard_bytes = own["name"], shard_bytes
         if self.path.exists():
             _refuse_other(self.path, own)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ class RldsSink:
             for file, content in ((OWN_FILE, json.dumps(own, indent=1).encode()), (FEATURES_FILE, features_json(plan.all_features()))):
                 if not (self.path / file).exists():
                     durable.replace_file(self.path / file, content)
-            self._shards, self._borders = _recovered(self.path, name)
+            self._shards, self._borders = _recovered(self.path, self._name)
         except BaseException:
             self._lock.release()
             raise
@@ -92,13 +92,13 @@ class RldsSink:
 
     def append(self, encoded: bytes) -> None:
         """Add one record; when this returns, it survives a power cut. FormatError on a full disk: then nothing was added."""
-        # From here to `close` the folder is not finished for anybody.
-        (self.path / INFO_FILE).unlink(missing_ok=True)
         if not self._shards or self._borders[-1][-1] >= self._shard_bytes:
             self._shards.append(self.path / f"{self._name}-{SPLIT}.tfrecord-{len(self._shards):05d}")
             self._borders.append([0])
         file, start = self._shards[-1], self._borders[-1][-1]
         try:
+            # From here to `close` the folder is not finished for anybody.
+            (self.path / INFO_FILE).unlink(missing_ok=True)
             durable.write_at(file, start, encoded)
             if not start:
                 durable.sync_folder(self.path)
@@ -149,8 +149,8 @@ class RldsSink:
         ).encode()
 
 
-def planned(streams: Mapping[str, StreamSpec], card: Mapping, image: str, quality: int) -> tuple[Plan, dict, list[str]]:
-    """(plan, content of uwm.json, what RLDS cannot hold in words) for these streams."""
+def planned(streams: Mapping[str, StreamSpec], card: Mapping, name: str, image: str, quality: int) -> tuple[Plan, dict, list[str]]:
+    """(plan, content of uwm.json, what RLDS cannot hold in words) for these streams and a dataset of that name."""
     check_names(streams)
     specs, rate, lost = written_specs(streams)
     source = card.get("source") if isinstance(card.get("source"), Mapping) else {}
@@ -162,6 +162,8 @@ def planned(streams: Mapping[str, StreamSpec], card: Mapping, image: str, qualit
     plan = Plan(dict(streams), features, tuple(texts), tuple(_episode_features(source)), rate, rows_close, quality)
     own = {
         "version": OWN_VERSION,
+        "name": name,
+        "image": image,
         "streams": {name: spec.to_json() for name, spec in specs.items()},
         "features": paths,
         "rate_hz": rate,
@@ -288,10 +290,10 @@ def _refuse_other(folder: Path, own: dict) -> None:
             raise FormatError(f"{folder} holds something else ({strange[0]}, ...); choose another path")
         return
     old = read_json(folder / OWN_FILE)
-    for key in ("version", "streams", "features", "rate_hz", "rows_close"):
+    for key in ("version", "name", "image", "streams", "features", "rate_hz", "rows_close"):
         if old.get(key) != json.loads(json.dumps(own[key])):
             raise FormatError(
-                f"{folder} cannot be continued: its {key} are {old.get(key)}, those of the episodes to add {own[key]}; choose another path"
+                f"{folder} cannot be continued: its {key} is {old.get(key)}, that of the episodes to add {own[key]}; choose another path"
             )
     found = cards.differences(old.get("card", {}), own["card"])
     if found:
