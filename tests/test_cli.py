@@ -1,6 +1,7 @@
 """The command line: what it composes, what it calls, and what it says when something is wrong."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -108,6 +109,13 @@ def test_a_wrong_config_is_one_line_with_a_suggestion(configs, build, capsys, wo
         (["bench", "modes", "--quik"], "did you mean '--quick'?"),
         (["bench"], "NAME"),
         (["data", "chek", "x"], "chek"),
+        (["convert", "a.zarr"], "DST"),
+        (["convert", "a.zarr", "b.zarr", "--skp-bad"], "did you mean '--skip-bad'?"),
+        (["convert", "a.zarr", "b.zarr", "--workers", "-1"], "'-1' is not a whole number"),
+        (["convert", "a.zarr", "b.zarr", "c.zarr"], "c.zarr"),
+        (["data", "show"], "DATASET"),
+        (["data", "show", "x", "--shet", "y"], "did you mean '--sheet'?"),
+        (["data", "view", "x", "--episode", "first"], "'first' is not a whole number"),
     ],
 )
 def test_a_wrong_argument_is_one_line_with_exit_code_2(capsys, words, expected):
@@ -177,12 +185,110 @@ def test_data_check_names_what_is_wrong_with_a_folder_that_is_no_store(tmp_path,
     assert str(tmp_path) in said and "Traceback" not in said
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
+def converted_store(tmp_path):
+    from data_episodes import make_store
+
+    make_store(tmp_path / "a.zarr", (3, 4))
+    return str(tmp_path / "a.zarr")
+
+
+def test_convert_guesses_the_format_says_what_it_did_and_goes_on(tmp_path, capsys):
+    source, target = converted_store(tmp_path), str(tmp_path / "b.zarr")
+    words = ["convert", source, target, "--workers", "0", "--verify", "--set", "shard_bytes=4000"]
+    assert cli.main(words) == 0
+    said = capsys.readouterr()
+    assert f"{source} (store) -> {target} (store): 2 episodes, added 2 (7 ticks" in said.out and "action exact" in said.out
+    assert "2/2" in said.err
+    assert cli.main(words) == 0
+    assert "2 episodes, already complete" in capsys.readouterr().out
+
+
+def test_convert_exits_with_1_when_it_skipped_something(tmp_path, capsys, monkeypatch):
+    import fake_formats
+    from uwm import convert
+
+    monkeypatch.setattr(convert, "FORMATS", fake_formats.FORMATS)
+    source = fake_formats.script(tmp_path / "s.json", "fine", "refused", "fine")
+    words = ["convert", str(source), str(tmp_path / "t.zarr"), "--workers", "0", "--option", "pause_s=0.001"]
+    assert cli.main(words) == 1
+    error = capsys.readouterr().err
+    assert "uwm: error: " in error and "episode 1: 'arm' is cut off" in error and "--skip-bad leaves it out" in error
+    assert cli.main([*words, "--skip-bad"]) == 1
+    assert "skipped episode 1: 'arm' is cut off" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "expected"),
+    [
+        (lambda w: [*w[:2], "target"], 2, "does not tell its format: add --to FORMAT, or end it with one of .zarr (store)"),
+        (lambda w: [*w, "--to", "zarr"], 1, "unknown format 'zarr'; there are"),
+        (lambda w: [*w, "--option", "x"], 2, "--option expects KEY=VALUE, got 'x'"),
+        (lambda w: [*w, "--option", "x=1"], 1, "reading store has no option 'x'"),
+        (lambda w: [*w, "--set", "shard=1"], 1, "no option 'shard', did you mean 'shard_bytes'?"),
+        (lambda w: [w[0], w[1] + "x", w[2]], 1, "a.zarrx does not exist"),
+        (lambda w: [w[0], w[1], w[1]], 1, "are the same place"),
+    ],
+)
+def test_a_wrong_conversion_is_one_line(tmp_path, capsys, change, code, expected):
+    words = change(["convert", converted_store(tmp_path), str(tmp_path / "b.zarr")])
+    assert cli.main(words) == code
+    error = capsys.readouterr().err
+    assert error.startswith("uwm: error: ") and error.count("\n") == 1 and expected in error
+    assert not (tmp_path / "b.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [("a.zarr", "store"), ("a.zarr/", "store"), ("a.hdf5", "robomimic"), ("a.h5", "robomimic")],
+)
+def test_the_ending_of_a_target_tells_its_format(target, expected):
+    from uwm import convert
+
+    assert convert.format_of(target) == expected
+
+
+def test_values_of_options_are_json_where_they_can_be():
+    from uwm import convert
+
+    words = ["a=1", "b=true", "c=text", "d=[1, 2]", "e=x=y", "f="]
+    assert convert.values(words, "--set") == {"a": 1, "b": True, "c": "text", "d": [1, 2], "e": "x=y", "f": ""}
+
+
+def test_data_show_and_view_go_through_the_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = converted_store(tmp_path)
+    assert cli.main(["data", "show", source, "--sheet", "x.png", "--all"]) == 0
+    assert f"contact sheet: {tmp_path / 'x.png'}" in capsys.readouterr().out
+    assert cli.main(["data", "show", source, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["episodes"] == 2
+    assert cli.main(["data", "view", source, "--episode", "1", "--save", "x.rrd"]) == 0
+    assert (tmp_path / "x.rrd").stat().st_size > 1000
+    assert cli.main(["data", "view", source, "--episode", "7", "--save", "y.rrd"]) == 1
+    assert "there is no episode 7" in capsys.readouterr().err
+
+
+def test_the_help_lists_exactly_the_formats_that_there_are_and_which_can_be_written():
+    from uwm import convert
+    from uwm_data.formats import module_of
+
+    assert list(cli.FORMATS) == list(convert.FORMATS)
+    for name, (_, is_written) in cli.FORMATS.items():
+        module = module_of(name, convert.FORMATS)
+        if is_written:
+            assert callable(module.write), name
+        elif hasattr(module, "write"):  # only to say what to write instead
+            with pytest.raises(ValueError, match="read"):
+                module.write("nowhere", {}, {})
+
+
+@pytest.mark.parametrize("command", [*cli.COMMANDS, "data show", "data view", "data check"])
 def test_every_command_has_help_with_examples(capsys, command):
     with pytest.raises(SystemExit) as stop:
-        cli.main([command, "--help"])
+        cli.main([*command.split(), "--help"])
     said = capsys.readouterr().out
     assert stop.value.code == 0 and "examples:" in said and f"uwm {command} " in said
+    if command in ("convert", "data show", "data view"):
+        assert all(f"\n  {name} " in said for name in cli.FORMATS)
 
 
 def test_help_answers_without_importing_torch_or_any_extra():

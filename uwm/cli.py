@@ -28,6 +28,7 @@ EXTRA_OF = {
     "hydra": "train", "omegaconf": "train", "wandb": "train", "tqdm": "train",
     "websockets": "serve", "msgpack": "serve",
     "matplotlib": "viz", "PIL": "viz",
+    "rerun": "view",
 }  # fmt: skip
 
 OVERRIDES = "KEY=VALUE changes one setting of the config; KEY may have dots. The resolved config is saved with every result."
@@ -125,12 +126,58 @@ def parser() -> argparse.ArgumentParser:
     published.add_argument("file", type=Path, help="the authors' torch.save file; read with weights_only and an allow-list")
     published.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where safetensors and published.json go")
     published.add_argument("--preset", metavar="NAME", help="which sizes to expect (default: the preset that fits)")
-    data = _command(commands, "data", "look after episode stores", examples)
+    _convert_parser(commands)
+    data = _command(commands, "data", "look into and after datasets", (
+        "uwm data show runs/lift.zarr", "uwm data view runs/lift.zarr --episode 3", *examples))  # fmt: skip
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
     check = _command(actions, "check", "verify a store's arrays, ends and checksum", examples)
     check.add_argument("store", type=Path, help="folder of the store")
     check.add_argument("--repair", action="store_true", help="set aside what is damaged, so that the rest can be used")
+    _looking_parsers(actions)
+    fetch = _command(actions, "fetch", "get demonstrations by people: nine of six robosuite tasks, MIT, out of old packages", (
+        "uwm data fetch human --out data/human", "uwm convert data/human runs/human.zarr"))  # fmt: skip
+    fetch.add_argument("what", choices=["human"], help="human: people who steer simulated arms")
+    fetch.add_argument("--out", type=Path, default=Path("data/human"), metavar="FOLDER", help="where to (default: data/human)")
     return top
+
+
+def _convert_parser(commands: Any) -> None:
+    convert = _command(commands, "convert", "convert a dataset of any format; the same command again goes on where it stopped", (
+        "uwm convert can/ph/image.hdf5 runs/can.zarr",
+        "uwm convert runs/lift.zarr runs/lift-lerobot --to lerobot --verify",
+        "uwm convert droid/1.0.0 runs/droid.zarr --workers 4 --skip-bad",
+        "uwm convert runs/lift.zarr runs/lift.hdf5 --set KEY=VALUE"), _FORMATS_NOTE)  # fmt: skip
+    convert.add_argument("source", metavar="SRC", help="file or folder of the dataset; it is only read")
+    convert.add_argument("target", metavar="DST", help="what to make; the endings .zarr and .hdf5 tell the format")
+    convert.add_argument("--to", metavar="FORMAT", help="format to write (default: what the ending of DST says)")
+    convert.add_argument("--from", dest="from_", metavar="FORMAT", help="format of SRC (default: recognised)")
+    convert.add_argument("--workers", type=_count, metavar="N", help="processes that read and encode (default: one a core, at most 8)")
+    convert.add_argument("--skip-bad", action="store_true", help="leave damaged episodes out, list them at the end, exit with 1")
+    convert.add_argument("--verify", action="store_true", help="read DST back and compare every frame with SRC")
+    convert.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="an option of reading SRC; may be repeated")
+    convert.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of writing DST; may be repeated")
+
+
+def _looking_parsers(actions: Any) -> None:
+    show = _command(actions, "show", "print card, statistics and episodes of a dataset, and draw its contact sheet", (
+        "uwm data show runs/lift.zarr", "uwm data show can.hdf5 --sheet can.png --all"), _FORMATS_NOTE)  # fmt: skip
+    show.add_argument("--sheet", type=Path, metavar="FILE.png", help="where the contact sheet goes (default: into this folder)")
+    show.add_argument("--all", action="store_true", help="read every frame, print every line")
+    show.add_argument("--json", action="store_true", help="print one JSON object")
+    view = _command(actions, "view", "show one episode in Rerun", (
+        "uwm data view runs/lift.zarr --episode 3", "uwm data view runs/lift.zarr --save lift.rrd"), _FORMATS_NOTE)  # fmt: skip
+    view.add_argument("--episode", type=_count, default=0, metavar="N", help="which one (default: 0)")
+    view.add_argument("--save", type=Path, metavar="FILE.rrd", help="write a file instead of opening the viewer")
+    for command in (show, view):
+        command.add_argument("store", metavar="DATASET", help="a store, or a dataset of any known format")
+        command.add_argument("--from", dest="from_", metavar="FORMAT", help="its format (default: recognised)")
+        command.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="an option of reading it; may be repeated")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
 
 
 RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -140,7 +187,20 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "eval": ("run a checkpoint in closed loop and report success, calls and latency", ("uwm eval", "uwm eval policy=chunked rollouts=10")),
     "demo": ("collect, train, run and report in one go; finished stages are reused", ("uwm demo", "uwm demo out=runs/mine")),
 }  # fmt: skip
-COMMANDS = (*RUNS, "explain", "bench", "import-checkpoint", "data")
+COMMANDS = (*RUNS, "explain", "bench", "import-checkpoint", "convert", "data")
+# format -> (what it is, whether it can be written). In words, because help answers without importing what knows them.
+FORMATS = {
+    "store": ("our episode store, also at a URL (default for .zarr)", True),
+    "robomimic": ("robomimic HDF5, v0.2 to v0.5 (default for .hdf5)", True),
+    "libero": ("LIBERO HDF5", False),
+    "diffusion-policy": ("diffusion_policy zarr replay buffer; a zip of it is read too", True),
+    "lerobot": ("LeRobotDataset v3.0", True),
+    "lerobot-v2.1": ("LeRobotDataset v2.1", True),
+    "rlds": ("RLDS / TensorFlow Datasets: DROID, Bridge, Open X-Embodiment", True),
+    "videos": ("a folder of videos, without actions", False),
+    "robosuite": ("robosuite's demonstration HDF5, replayed in the simulator", False),
+}
+_FORMATS_NOTE = "formats:\n" + "\n".join(f"  {name:<18}{what}{'' if write else ' (read only)'}" for name, (what, write) in FORMATS.items())
 
 
 def _command(commands: Any, name: str, does: str, examples: tuple[str, ...], note: str = "") -> argparse.ArgumentParser:
@@ -166,7 +226,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _options(command: str | None) -> list[str]:
     own = {
-        "bench": ["--quick", "--out"], "import-checkpoint": ["--out", "--preset"], "data": ["--repair"], "explain": [], None: ["--version"],
+        "bench": ["--quick", "--out"], "import-checkpoint": ["--out", "--preset"], "explain": [], None: ["--version"],
+        "convert": ["--to", "--from", "--workers", "--skip-bad", "--verify", "--option", "--set"],
+        "data": ["--repair", "--sheet", "--all", "--json", "--episode", "--save", "--from", "--option", "--out"],
     }  # fmt: skip
     return [*own.get(command, ["--config"]), "--help", "--debug"]
 
@@ -177,9 +239,11 @@ def _dispatch(arguments: list[str]) -> int:
         parser().print_help(sys.stderr)
         return 2
     if parsed.command == "data":
-        from uwm_data import main_check
+        return _data(parsed)
+    if parsed.command == "convert":
+        from uwm import convert
 
-        return main_check(parsed.store, repair_it=parsed.repair)
+        return convert.main(parsed)
     if parsed.command == "import-checkpoint":
         from uwm.learn import published
 
@@ -195,6 +259,21 @@ def _dispatch(arguments: list[str]) -> int:
         "collect": build.collect, "train": build.train, "eval": build.evaluate, "demo": build.demo, "explain": build.explain,
     }  # fmt: skip
     return _code(runs[parsed.command](config))
+
+
+def _data(parsed: argparse.Namespace) -> int:
+    if parsed.action == "check":
+        from uwm_data import main_check
+
+        return main_check(parsed.store, repair_it=parsed.repair)
+    if parsed.action == "fetch":
+        from uwm import fetch
+
+        return fetch.fetch_human(parsed.out)
+    from uwm import convert
+
+    actions = {"show": convert.show, "view": convert.view}
+    return actions[parsed.action](parsed)
 
 
 def _code(result: object) -> int:

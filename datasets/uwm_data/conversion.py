@@ -179,7 +179,7 @@ class _Conversion:
         reading = _Reading(self.source, self.sink.encoder())
         outcomes = in_order(reading, items, workers, f"{self.report.source}: episode") if items else iter(())
         total = len(self.source) - len(self.report.skipped)
-        bar = _bar(total, total - len(items), "convert") if progress else None
+        bar = _bar(total, total - len(items), "convert") if progress and items else None
         try:
             for outcome in outcomes:
                 error = outcome.error or self._append(*outcome.value)

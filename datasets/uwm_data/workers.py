@@ -11,8 +11,8 @@ A process pool of the standard library loses everything when one process dies, a
 from __future__ import annotations
 
 import errno
-import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +25,7 @@ from typing import Any
 from uwm_data.errors import FormatError, StoreError
 
 _SPAWN = get_context("spawn")
+_PATIENCE_S = 5.0
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -121,9 +122,12 @@ class _Worker:
         return said
 
     def end(self) -> int:
-        """Its exit code, once it is gone."""
+        """Its exit code, once it is gone: an idle one goes by itself, one at work is asked, one that does not hear is ended."""
         self.pipe.close()
-        self.process.terminate()
+        if self.item is not None or not self.is_ready:
+            self.process.terminate()
+        self.process.join(_PATIENCE_S)
+        self.process.kill()
         self.process.join()
         return self.process.exitcode
 
@@ -184,6 +188,8 @@ def _autopsy(worker: _Worker, what: str) -> Outcome | None:
 def _work(pipe: Connection, task: Callable[[int], Any], what: str) -> None:
     """The life of a worker process: items in, outcomes out, until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Leave by the door: libraries hold semaphores that the system would otherwise keep, with a warning at the end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     try:
         pipe.send(None)
         while True:
@@ -194,7 +200,7 @@ def _work(pipe: Connection, task: Callable[[int], Any], what: str) -> None:
                 outcome = Outcome(item, fatal=_portable(error))
             pipe.send(outcome)
     except (EOFError, OSError):
-        os._exit(0)  # the parent closed the pipe or died
+        return  # the parent closed the pipe or died
 
 
 def _portable(error: Exception) -> Exception:
