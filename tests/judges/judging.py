@@ -3,12 +3,15 @@
 import json
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
 
 import foreign
-from uwm_data.formats import RawEpisode, module_of
+from uwm_data import EpisodeStore
+from uwm_data.conversion import convert
+from uwm_data.formats import module_of
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -48,13 +51,12 @@ def load(folder):
 
 
 def write(name, path, episodes=None, streams=foreign.STREAMS, card=foreign.CARD, **options):
-    """Write episodes in the format `name` as `uwm convert` does, encoder and all; returns what it said it left out."""
-    sink = module_of(name).write(path, streams, card, **options)
-    encode = sink.encoder()
-    for arrays, meta in EPISODES if episodes is None else episodes:
-        sink.append(encode(RawEpisode(dict(arrays), dict(meta))))
-    sink.close()
-    return list(sink.left_out)
+    """Put episodes into an episode store and convert that, as `uwm convert` does; returns what was said to be left out."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        with EpisodeStore.create(Path(folder) / "store.zarr", streams, card=card) as store:
+            for arrays, meta in EPISODES if episodes is None else episodes:
+                store.append(arrays, meta)
+        return convert(Path(folder) / "store.zarr", path, to=name, workers=0, target_options=options).left_out
 
 
 def read(name, path, **options):
