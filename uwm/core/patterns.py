@@ -6,6 +6,7 @@ ladder / absent   ..   ---- ==== #### @@@@        (not there)          streaming
 constant / absent ..   ==== ==== ==== ====        (not there)          chunked policy
 constant/constant ..   ==== ==== ==== ====        @@@@@@@@ @@@@@@@@    UWM's square: two independent levels
 given / constant  ..   .... .... .... ....        ######## ########    forward dynamics
+ladder, rungs 3   ..   ..-- --== ==## ##                               the same behind a committed prefix of 2
 constant / given  ..   #### #### #### ####        ........ ........    inverse dynamics
 absent / constant      (not there)                ######## ########    video prediction, data without actions
 ```
@@ -80,7 +81,9 @@ class Pattern:
     """One rule per modality and its share of the samples.
 
     `action`, `video`: names of rules. `committed`: longest clean prefix of future actions, drawn uniformly from
-    0..committed per sample (training-time real-time chunking). `chunk`: actions per rung of a ladder.
+    0..committed per sample (training-time real-time chunking). `chunk`: actions per rung of a ladder. `rungs`: where the
+    ladder stands; 0: it spans all frames and the prefix covers its lowest rungs; n: n rungs directly behind the prefix, as
+    the rolling buffer has them while actions are under way, and what lies beyond them is absent.
     """
 
     weight: float = 1.0
@@ -88,14 +91,17 @@ class Pattern:
     video: str = "constant"
     chunk: int = 4
     committed: int = 0
+    rungs: int = 0
 
     def __post_init__(self):
         for kind in ("action", "video"):
             rule = getattr(self, kind)
             if rule not in RULES:
                 raise ValueError(f"pattern rule for {kind} must be one of {sorted(RULES)}, got {rule!r}")
-        if self.weight < 0 or self.chunk < 1 or self.committed < 0:
-            raise ValueError(f"weight and committed must be >= 0 and chunk >= 1, got {self}")
+        if self.weight < 0 or self.chunk < 1 or min(self.committed, self.rungs) < 0:
+            raise ValueError(f"weight, committed and rungs must be >= 0 and chunk >= 1, got {self}")
+        if self.rungs and self.action != "ladder":
+            raise ValueError(f"rungs belong to a ladder of actions, got rungs {self.rungs} for the rule {self.action!r}")
 
 
 @dataclass(frozen=True)
@@ -121,17 +127,31 @@ def draw(pattern: Pattern, layout: Layout, batch: int, generator: Generator) -> 
         level[:, where] = RULES[rule](layout.frame[where], batch, pattern.chunk, generator).to(level.dtype)
         role[:, where] = ROLE_OF_RULE.get(rule, roles.ACTIVE)
     if pattern.action != "absent":
-        _commit(pattern.committed, layout, level, role, generator)
+        count = _commit(pattern.committed, layout, level, role, generator)
+        if pattern.rungs:
+            _lay_behind(count, pattern, layout, level, role, generator)
     _show_past(layout, level, role, generator)
     return Draw(level, role)
 
 
-def _commit(longest: int, layout: Layout, level: Tensor, role: Tensor, generator: Generator) -> None:
-    """Makes the first k future actions of each sample clean, k uniform on 0..longest."""
+def _commit(longest: int, layout: Layout, level: Tensor, role: Tensor, generator: Generator) -> Int[Tensor, "B 1"]:
+    """Makes the first k future actions of each sample clean, k uniform on 0..longest; returns k."""
     count = torch.randint(0, longest + 1, (len(level), 1), generator=generator)
     prefix = layout.mask(*layout.of_kind("action")) & (layout.frame >= 0) & (layout.frame[None] < count)
     level[prefix] = 0.0
     role[prefix] = roles.COMMITTED
+    return count
+
+
+def _lay_behind(count: Tensor, pattern: Pattern, layout: Layout, level: Tensor, role: Tensor, generator: Generator) -> None:
+    """Lays the ladder's rungs directly behind each sample's prefix of `count` (B, 1) frames; later frames are absent."""
+    ahead = layout.frame[None] - count
+    rung = ahead.div(pattern.chunk, rounding_mode="floor")
+    behind = layout.mask(*layout.of_kind("action")) & (ahead >= 0)
+    beyond = behind & (rung >= pattern.rungs)
+    risen = ((rung + _uniform(len(level), generator)) / pattern.rungs).to(level.dtype)
+    level[behind] = torch.where(beyond, 1.0, risen)[behind]
+    role[beyond] = roles.ABSENT
 
 
 def _show_past(layout: Layout, level: Tensor, role: Tensor, generator: Generator) -> None:

@@ -8,6 +8,15 @@ after       ....   ......    ::::::    ======           chunk 1 is clean and is 
 roll        ....   ::::::    ======    @@@@@@           executed actions become the past, fresh noise joins
 ```
 
+Inference takes time, and the robot acts meanwhile. Actions that are sent but not executed yet are **committed**: they stand
+clean between the past and the ladder, and may be as many as the trained frames leave room for, another number at every call.
+
+```
+at tick t   past   committed   chunk 1   chunk 2   chunk 3
+frames      -2 -1   0 1 2 3    4 5 6     7 8 9     10 11 12      4 ticks until the result is there
+level        . .    . . . .    : : :     = = =     @  @  @
+```
+
 A `Buffer` holds everything: values, how far each environment is, executed actions, random state. It can be saved,
 restored, batched and reset by mask; nothing about an episode lives anywhere else.
 """
@@ -16,6 +25,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from uwm.core import plans, roles
 from uwm.core.shapes import Bool, Float, Int
@@ -52,14 +62,15 @@ class Ladder:
     def horizon(self) -> int:
         return self.chunk * self.chunks
 
-    def stream(self, trained: Stream) -> Stream:
-        """The action stream that this buffer uses: a choice of the frames that the model was trained on."""
-        frames = tuple(range(-self.past, self.horizon))
+    def stream(self, trained: Stream, committed: int = 0) -> Stream:
+        """The action stream of a buffer behind so many committed actions: a choice of the frames that the model was trained on."""
+        frames = tuple(range(-self.past, committed + self.horizon))
         if not set(frames) <= set(trained.frames):
+            prefix = f" behind {committed} committed actions" if committed else ""
             raise ValueError(
-                f"horizon {self.chunks} x {self.chunk} with {self.past} past actions needs frames {frames[0]} to "
+                f"horizon {self.chunks} x {self.chunk}{prefix} with {self.past} past actions needs frames {frames[0]} to "
                 f"{frames[-1]}, but the model was trained on {trained.frames[0]} to {trained.frames[-1]}: "
-                "use fewer or shorter chunks, or fewer past actions"
+                f"use fewer or shorter chunks, or fewer past{' or committed' if committed else ''} actions"
             )
         return replace(trained, frames=frames)
 
@@ -119,31 +130,43 @@ def empty_like(buffer: Buffer, seeds) -> Buffer:
     return Buffer.from_tensors(cleared)
 
 
-def role(buffer: Buffer) -> Int[Tensor, "B N"]:
-    """Roles of [past, future]: real past actions are given, missing ones absent, the future is active."""
-    count = buffer.past.shape[1]
+def role(buffer: Buffer, committed: int = 0) -> Int[Tensor, "B N"]:
+    """Roles of [past, committed, future]: real past actions are given, missing ones absent, the future is active."""
+    batch, count = buffer.past.shape[:2]
     real = torch.arange(count)[None] >= count - buffer.known[:, None]
     past = torch.where(real, roles.GIVEN, roles.ABSENT).to(torch.int8)
-    return torch.cat([past, roles.full(*buffer.future.shape[:2])], dim=1)
+    future = roles.full(batch, buffer.future.shape[1])
+    return torch.cat([past, roles.full(batch, committed, roles.COMMITTED), future], dim=1)
 
 
 def tick(
-    buffer: Buffer, ladder: Ladder, denoise: Denoise, path: GaussianPath, step: StepRule
+    buffer: Buffer,
+    ladder: Ladder,
+    denoise: Denoise,
+    path: GaussianPath,
+    step: StepRule,
+    committed: Float[Tensor, "B D A"] | None = None,
+    count: int = 1,
 ) -> tuple[Buffer, Float[Tensor, "B C A"]]:
-    """Runs one tick: a few rows, until the first chunk is clean. Returns the buffer (not yet rolled) and that chunk.
+    """Runs one tick: a few rows, until the first `count` chunks are clean. Returns the buffer (not yet rolled) and those chunks.
 
-    `denoise(x, level)` sees [past, future] as (B, P + H, A). In a batch, environments that need fewer calls than
-    others wait with equal levels, which leaves their tokens bit for bit as they are.
+    `committed` (B, D, A) normalised actions will be executed before the first chunk; D may differ from tick to tick.
+    `denoise(x, level)` sees [past, committed, future] as (B, P + D + H, A). In a batch, environments that need fewer calls
+    than others wait with equal levels, which leaves their tokens bit for bit as they are.
     """
+    if not 1 <= count <= ladder.chunks:
+        raise ValueError(f"a tick finishes 1 to {ladder.chunks} chunks, got {count}")
+    committed = buffer.future[:, :0] if committed is None else committed.to(buffer.future)
     if bool(buffer.fresh.any()):
-        buffer = _prime(buffer, ladder, denoise, path, step)
+        buffer = _prime(buffer, ladder, denoise, path, step, committed)
     remaining = plans.streaming_remaining(ladder.rows, ladder.chunks, buffer.tick)
-    calls = remaining[:, :1]
+    calls = remaining[:, count - 1 : count]
     done = torch.arange(int(calls.max()) + 1)[:, None, None].minimum(calls[None])
-    level = _with_past(((remaining[None] - done) / ladder.rows).repeat_interleave(ladder.chunk, dim=2), ladder)
-    x, randomness = sample(denoise, path, _row(buffer), level, step, buffer.randomness)
-    buffer = replace(buffer, future=x[:, ladder.past :], randomness=randomness)
-    return buffer, buffer.future[:, : ladder.chunk]
+    level = ((remaining[None] - done).clamp(min=0) / ladder.rows).repeat_interleave(ladder.chunk, dim=2)
+    row, given = _row(buffer, committed)
+    x, randomness = sample(denoise, path, row, pad(level, (given, 0)), step, buffer.randomness)
+    buffer = replace(buffer, future=x[:, given:], randomness=randomness)
+    return buffer, buffer.future[:, : count * ladder.chunk]
 
 
 def roll(buffer: Buffer, ladder: Ladder, executed: Float[Tensor, "B C A"]) -> Buffer:
@@ -151,40 +174,42 @@ def roll(buffer: Buffer, ladder: Ladder, executed: Float[Tensor, "B C A"]) -> Bu
     batch, _, size = buffer.future.shape
     if executed.shape != (batch, ladder.chunk, size):
         raise ValueError(f"executed actions must be {(batch, ladder.chunk, size)}, got {tuple(executed.shape)}")
-    noise, randomness = buffer.randomness.normal(ladder.chunk, size, dtype=buffer.future.dtype)
-    past = torch.cat([buffer.past, executed.to(buffer.past)], dim=1)[:, -ladder.past :] if ladder.past else buffer.past
-    return replace(
-        buffer,
-        future=torch.cat([buffer.future[:, ladder.chunk :], noise], dim=1),
-        past=past,
-        known=(buffer.known + ladder.chunk).clamp(max=ladder.past),
-        tick=buffer.tick + 1,
-        randomness=randomness,
-    )
+    return recall(advance(buffer, ladder), executed)
 
 
-def _row(buffer: Buffer) -> Tensor:
-    return torch.cat([buffer.past, buffer.future], dim=1)
+def advance(buffer: Buffer, ladder: Ladder, count: int = 1) -> Buffer:
+    """Drops the first `count` chunks, which are sent, and appends fresh noise: what stands behind them comes closer."""
+    gone, size = count * ladder.chunk, buffer.future.shape[2]
+    noise, randomness = buffer.randomness.normal(gone, size, dtype=buffer.future.dtype)
+    future = torch.cat([buffer.future[:, gone:], noise], dim=1)
+    return replace(buffer, future=future, tick=buffer.tick + count, randomness=randomness)
 
 
-def _with_past(level: Tensor, ladder: Ladder) -> Tensor:
-    """Levels of the future (..., H) with zeros in front for the past."""
-    return torch.nn.functional.pad(level, (ladder.past, 0))
+def recall(buffer: Buffer, executed: Float[Tensor, "B n A"]) -> Buffer:
+    """Keeps what was really executed since the last call, any number of actions, as the given past."""
+    length = buffer.past.shape[1]
+    past = torch.cat([buffer.past, executed.to(buffer.past)], dim=1)[:, executed.shape[1] :]
+    return replace(buffer, past=past, known=(buffer.known + executed.shape[1]).clamp(max=length))
 
 
-def _prime(buffer: Buffer, ladder: Ladder, denoise: Denoise, path: GaussianPath, step: StepRule) -> Buffer:
+def _row(buffer: Buffer, committed: Tensor) -> tuple[Tensor, int]:
+    """[past, committed, future] and how many tokens stand before the future, all at level 0."""
+    return torch.cat([buffer.past, committed, buffer.future], dim=1), buffer.past.shape[1] + committed.shape[1]
+
+
+def _prime(buffer: Buffer, ladder: Ladder, denoise: Denoise, path: GaussianPath, step: StepRule, committed: Tensor) -> Buffer:
     """Fills the fresh buffers so that every chunk stands at its level of the ladder."""
     shape = buffer.future.shape[1:]
     noise, randomness = buffer.randomness.normal(*shape, dtype=buffer.future.dtype)
     clean = torch.zeros_like(buffer.future)
     if ladder.primer == "denoise":
-        filled = replace(buffer, future=noise)
+        row, given = _row(replace(buffer, future=noise), committed)
         falling = torch.arange(ladder.rows, -1, -1) / ladder.rows
         level = falling[:, None, None].expand(-1, len(noise), shape[0])
         # A buffer that is not fresh stands still meanwhile: equal levels in every row.
         level = torch.where(buffer.fresh[None, :, None], level, 0.0)
-        out, randomness = sample(denoise, path, _row(filled), _with_past(level, ladder), step, randomness)
-        clean = out[:, ladder.past :]
+        out, randomness = sample(denoise, path, row, pad(level, (given, 0)), step, randomness)
+        clean = out[:, given:]
         noise, randomness = randomness.normal(*shape, dtype=buffer.future.dtype)
     remaining = plans.streaming_remaining(ladder.rows, ladder.chunks, buffer.tick)
     level = (remaining / ladder.rows).repeat_interleave(ladder.chunk, dim=1).to(noise)
