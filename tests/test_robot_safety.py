@@ -106,7 +106,7 @@ def check_invariant(robot, sent):
         assert (np.abs(motion - braked) <= action.acceleration * share_s + 2 * rounding).all(), (motion, braked, share_s)
 
 
-@given(modes, three, three, some.lists(some.tuples(proposals, steps), max_size=25), some.sampled_from(["hold", "retract"]))
+@given(modes, three, three, some.lists(some.tuples(proposals, steps), max_size=20), some.sampled_from(["hold", "retract"]))
 def test_whatever_is_proposed_and_however_the_clock_runs_only_actions_inside_all_limits_are_sent(
     mode, velocity, acceleration, ticks, answer
 ):
@@ -121,14 +121,14 @@ def test_whatever_is_proposed_and_however_the_clock_runs_only_actions_inside_all
     check_invariant(world.spec, sent)
 
 
-@given(three, three, some.lists(some.sampled_from([-1.0, 1.0, 0.0, 5.0]), min_size=60, max_size=60))
+@given(three, three, some.lists(some.sampled_from([-1.0, 1.0, 0.0, 5.0]), min_size=30, max_size=30))
 def test_an_adversary_at_full_swing_is_braked_before_the_end_of_the_range(velocity, acceleration, swings):
     world = World(spec("absolute", velocity, acceleration))
     sent = [(world.now_s, world.tick(np.full(3, swing)).action) for swing in np.cumsum(swings) % 3 - 1]
     check_invariant(world.spec, [(10.0 + PERIOD_S * index, action) for index, (_, action) in enumerate(sent)])
 
 
-@given(some.lists(some.floats(0.0, 0.2), min_size=2, max_size=60), some.lists(some.floats(-1, 1), min_size=60, max_size=60))
+@given(some.lists(some.floats(0.0, 0.2), min_size=2, max_size=25), some.lists(some.floats(-1, 1), min_size=25, max_size=25))
 def test_over_any_stretch_of_time_the_arm_goes_no_further_than_its_velocity_allows_and_a_burst_of_ticks_gains_nothing(gaps, wishes):
     world = World(spec(acceleration=(INFINITE,) * 3, velocity=(1.0, 1.0, 1.0)), recover_after=1)
     track = []
@@ -140,7 +140,7 @@ def test_over_any_stretch_of_time_the_arm_goes_no_further_than_its_velocity_allo
             assert abs(track[stop][1] - track[start][1]) <= passed_s + 0.5 * PERIOD_S + 1e-5
 
 
-@given(some.lists(some.floats(-1, 1), min_size=40, max_size=40), some.sampled_from(["delta", "velocity"]), some.sampled_from([1.0, -2.0]))
+@given(some.lists(some.floats(-1, 1), min_size=25, max_size=25), some.sampled_from(["delta", "velocity"]), some.sampled_from([1.0, -2.0]))
 def test_an_obedient_arm_never_leaves_its_workspace(wishes, mode, gain):
     robot = spec(mode, velocity=(3.0,) * 3, acceleration=(8.0, INFINITE, INFINITE), workspace={0: (-0.1, 0.15), 1: (-0.2, 0.2)})
     world = World(robot, drives=((0, 0, gain), (1, 1, gain)))
