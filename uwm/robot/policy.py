@@ -7,8 +7,12 @@ serves both policies:
 |---|---|---|
 | chunked | rows | all actions from 1 to 0 together, the first chunk is sent, the rest is thrown away |
 | streaming | rows / chunks | the rolling buffer of `uwm.sample.roll` |
+
+A controller that acts while the policy thinks uses the same parts one by one: `recall` what was executed, then `plan` behind
+the actions that are under way, or sample the `whole` horizon.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +24,7 @@ from uwm.nn.model import Observation, UnifiedModel
 from uwm.noise import gaussian
 from uwm.sample import roll
 from uwm.sample.denoise import Denoiser
-from uwm.sample.steps import rule
+from uwm.sample.steps import Denoise, rule
 
 LIMIT = 6.0  # normalised actions are clipped at this many spreads
 
@@ -46,14 +50,39 @@ class PolicyConfig:
         return roll.Ladder(self.rows, self.chunk, self.chunks, self.past, self.primer)
 
 
+@dataclass(frozen=True)
+class PolicyCard:
+    """What a controller must know of a policy that lives in another process: its config, longest trained horizon, cameras."""
+
+    config: PolicyConfig
+    horizon: int
+    cameras: tuple[str, ...]
+
+
 class Policy:
     """A model in one of the two loops. `calls` counts network calls; observation encoding is not one of them."""
 
     def __init__(self, model: UnifiedModel, config: PolicyConfig):
         self.model, self.config = model.eval(), config
-        self.layout = Layout((config.ladder.stream(model.layout["action"]),))
+        self.layouts: dict[int, Layout] = {}
+        self._layout(0)  # a horizon that was not trained is refused now, not at the first observation
         self.step = rule(config.step)
         self.calls = 0
+
+    @property
+    def horizon(self) -> int:
+        """Future actions that the model was trained on: committed ones and the buffer share them."""
+        return self.model.config.horizon
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Cameras that the model can see with."""
+        return self.model.config.cameras
+
+    @property
+    def card(self) -> PolicyCard:
+        """What a controller must know when the policy itself stays elsewhere."""
+        return PolicyCard(self.config, self.horizon, self.cameras)
 
     def start(self, seeds) -> roll.Buffer:
         """A fresh memory for as many environments as there are seeds."""
@@ -63,36 +92,75 @@ class Policy:
     def act(self, memory: roll.Buffer, observation: Observation) -> tuple[roll.Buffer, Float[Tensor, "B C A"]]:
         """The next chunk of actions in physical units. Tell `done` what was executed before the next call."""
         if self.config.kind == "chunked":
-            # The whole horizon from pure noise: a buffer that is fresh at every tick and has one chunk.
-            memory = self._forget(memory)
-        denoise = self._denoiser(memory, observation)
-        memory, chunk = roll.tick(memory, self._ladder, denoise, self._path, self.step)
-        self.calls += denoise.calls
-        actions = self.model.to_actions(chunk[:, : self.config.chunk])
-        if not bool(torch.isfinite(actions).all()):
-            raise ValueError("the policy produced an action that is not finite; check the observation and the checkpoint")
-        return memory, actions
+            memory, actions = self._whole(memory, observation, None, self.config.rows)
+            return memory, actions[:, : self.config.chunk]
+        return self._tick(memory, observation, None, 1)
 
     def done(self, memory: roll.Buffer, executed: Float[Tensor, "B C A"]) -> roll.Buffer:
         """The memory after `executed` (physical units) really went to the robot."""
         return roll.roll(memory, self.config.ladder, self.model.from_actions(executed.float()))
 
+    @torch.no_grad()
+    def recall(self, memory: roll.Buffer, executed: Float[Tensor, "B n A"]) -> roll.Buffer:
+        """The memory with what was executed since the last plan, any number of actions in physical units."""
+        return roll.recall(memory, self.model.from_actions(executed.float()))
+
+    @torch.no_grad()
+    def plan(
+        self, memory: roll.Buffer, observation: Observation, committed: Float[Tensor, "B D A"], count: int = 1
+    ) -> tuple[roll.Buffer, Float[Tensor, "B n A"]]:
+        """The next `count` chunks of the streaming buffer behind D `committed` actions (physical units); the memory has rolled."""
+        memory, actions = self._tick(memory, observation, self.model.from_actions(committed.float()), count)
+        return roll.advance(memory, self.config.ladder, count), actions
+
+    @torch.no_grad()
+    def whole(
+        self,
+        memory: roll.Buffer,
+        observation: Observation,
+        guide: Callable[[Denoise, gaussian.GaussianPath], Denoise] | None = None,
+        rows: int | None = None,
+    ) -> tuple[roll.Buffer, Float[Tensor, "B H A"]]:
+        """The whole horizon from pure noise, perhaps with a wrapped denoiser or another number of rows; the memory has rolled.
+
+        One observation serves any number of memories: they are samples of the same moment.
+        """
+        memory, actions = self._whole(memory, observation, guide, rows or self.config.rows)
+        return roll.advance(memory, self.config.ladder), actions
+
+    def _tick(self, memory: roll.Buffer, observation: Observation, committed: Tensor | None, count: int) -> tuple[roll.Buffer, Tensor]:
+        denoise = self._denoiser(memory, observation, 0 if committed is None else committed.shape[1])
+        memory, chunk = roll.tick(memory, self.config.ladder, denoise, self._path, self.step, committed, count)
+        return memory, self._actions(chunk, denoise)
+
+    def _whole(self, memory: roll.Buffer, observation: Observation, guide: Callable | None, rows: int) -> tuple[roll.Buffer, Tensor]:
+        """A buffer that is fresh at every call and has one chunk, primed with no calls from pure noise."""
+        ladder = roll.Ladder(rows, self.config.ladder.horizon, 1, self.config.past, "zero")
+        denoise = self._denoiser(memory, observation, 0)
+        guided = denoise if guide is None else guide(denoise, self._path)
+        memory, chunk = roll.tick(roll.restarted(memory), ladder, guided, self._path, self.step)
+        return memory, self._actions(chunk, denoise)
+
+    def _actions(self, chunk: Tensor, denoise: Denoiser) -> Tensor:
+        self.calls += denoise.calls
+        actions = self.model.to_actions(chunk)
+        if not bool(torch.isfinite(actions).all()):
+            raise ValueError("the policy produced an action that is not finite; check the observation and the checkpoint")
+        return actions
+
     @property
     def _path(self) -> gaussian.GaussianPath:
         return gaussian.path(self.model.config.path, self.model.config.noise_shift)
 
-    @property
-    def _ladder(self) -> roll.Ladder:
-        """Streaming: as configured. Chunked: the whole horizon is one chunk, primed with no calls from pure noise."""
-        c = self.config
-        return c.ladder if c.kind == "streaming" else roll.Ladder(c.rows, c.chunk * c.chunks, 1, c.past, "zero")
+    def _layout(self, committed: int) -> Layout:
+        if committed not in self.layouts:
+            self.layouts[committed] = Layout((self.config.ladder.stream(self.model.layout["action"], committed),))
+        return self.layouts[committed]
 
-    def _forget(self, memory: roll.Buffer) -> roll.Buffer:
-        return roll.Buffer.from_tensors(
-            {**memory.tensors(), "tick": torch.zeros_like(memory.tick), "fresh": torch.ones_like(memory.fresh)}
-        )
-
-    def _denoiser(self, memory: roll.Buffer, observation: Observation) -> Denoiser:
-        config = self.model.config
+    def _denoiser(self, memory: roll.Buffer, observation: Observation, committed: int) -> Denoiser:
+        config, batch = self.model.config, len(memory.tick)
         prefix = self.model.encode(observation)
-        return Denoiser(self.model, self._path, config.prediction, self.layout, roll.role(memory), prefix, LIMIT)
+        if len(observation.proprio) != batch:
+            prefix = prefix.at(torch.zeros(batch, dtype=torch.int64))
+        role, layout = roll.role(memory, committed), self._layout(committed)
+        return Denoiser(self.model, self._path, config.prediction, layout, role, prefix, LIMIT)

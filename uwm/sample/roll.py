@@ -192,6 +192,11 @@ def recall(buffer: Buffer, executed: Float[Tensor, "B n A"]) -> Buffer:
     return replace(buffer, past=past, known=(buffer.known + executed.shape[1]).clamp(max=length))
 
 
+def restarted(buffer: Buffer) -> Buffer:
+    """The same stream before its first tick: what stands in the future is forgotten; past and randomness stay."""
+    return replace(buffer, tick=torch.zeros_like(buffer.tick), fresh=torch.ones_like(buffer.fresh))
+
+
 def _row(buffer: Buffer, committed: Tensor) -> tuple[Tensor, int]:
     """[past, committed, future] and how many tokens stand before the future, all at level 0."""
     return torch.cat([buffer.past, committed, buffer.future], dim=1), buffer.past.shape[1] + committed.shape[1]
