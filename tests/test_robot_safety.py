@@ -9,7 +9,7 @@ The invariant, for actions a_k sent at clock times t_k (see `uwm.robot.limits` f
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from uwm.robot.interface import ActionSpec, Reading, RobotSpec, SensorSpec
@@ -121,6 +121,7 @@ def test_whatever_is_proposed_and_however_the_clock_runs_only_actions_inside_all
     check_invariant(world.spec, sent)
 
 
+@settings(max_examples=20)
 @given(three, three, some.lists(some.sampled_from([-1.0, 1.0, 0.0, 5.0]), min_size=30, max_size=30))
 def test_an_adversary_at_full_swing_is_braked_before_the_end_of_the_range(velocity, acceleration, swings):
     world = World(spec("absolute", velocity, acceleration))
@@ -128,6 +129,7 @@ def test_an_adversary_at_full_swing_is_braked_before_the_end_of_the_range(veloci
     check_invariant(world.spec, [(10.0 + PERIOD_S * index, action) for index, (_, action) in enumerate(sent)])
 
 
+@settings(max_examples=20)
 @given(some.lists(some.floats(0.0, 0.2), min_size=2, max_size=25), some.lists(some.floats(-1, 1), min_size=25, max_size=25))
 def test_over_any_stretch_of_time_the_arm_goes_no_further_than_its_velocity_allows_and_a_burst_of_ticks_gains_nothing(gaps, wishes):
     world = World(spec(acceleration=(INFINITE,) * 3, velocity=(1.0, 1.0, 1.0)), recover_after=1)
@@ -140,6 +142,7 @@ def test_over_any_stretch_of_time_the_arm_goes_no_further_than_its_velocity_allo
             assert abs(track[stop][1] - track[start][1]) <= passed_s + 0.5 * PERIOD_S + 1e-5
 
 
+@settings(max_examples=20)
 @given(some.lists(some.floats(-1, 1), min_size=25, max_size=25), some.sampled_from(["delta", "velocity"]), some.sampled_from([1.0, -2.0]))
 def test_an_obedient_arm_never_leaves_its_workspace(wishes, mode, gain):
     robot = spec(mode, velocity=(3.0,) * 3, acceleration=(8.0, INFINITE, INFINITE), workspace={0: (-0.1, 0.15), 1: (-0.2, 0.2)})
@@ -360,7 +363,7 @@ def test_a_retract_goes_back_along_the_path_inside_the_limits_and_keeps_the_grip
         wish = target if mode == "absolute" else (target - place) / (1.0 if mode == "delta" else PERIOD_S)
         assert go(np.array([*wish, 0.5])).behaviour == "send"
         places.append(place)
-    for _ in range(150):
+    for _ in range(75):
         assert go(None).behaviour == "retract"
         near = min(np.abs(place - other).max() for other in places)
         assert near < 0.05, "off the path"

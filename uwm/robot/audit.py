@@ -14,6 +14,7 @@ a thread does that every `sync_every_s`, and at once when the behaviour changes,
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os

@@ -197,7 +197,7 @@ class Limits:
         return np.where(self.kept, kept, motion if self.mode == "velocity" else motion * share_s)
 
 
-def _brakeable(left: np.ndarray, acceleration: np.ndarray, share_s: float) -> np.ndarray:
+def _brakeable(left: np.ndarray | float, acceleration: np.ndarray | float, share_s: float) -> np.ndarray:
     """The fastest motion during `share_s` that leaves enough of `left` to brake; none where nothing is left, any before infinity.
 
     The larger root m of left - m dt = m^2 / (2 a), in the form that has no difference of large numbers and takes a = inf.
