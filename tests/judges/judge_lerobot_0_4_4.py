@@ -1,8 +1,9 @@
-"""LeRobot 0.4.4 judges LeRobotDataset v3.0: many episodes in one file, and in several."""
+"""LeRobot 0.4.4 judges LeRobotDataset v3.0: many episodes in one file, and in several; and our policy as its plug-in."""
 
 from typing import ClassVar
 
-from judges import lerobot_comparisons
+from judges import lerobot_comparisons, lerobot_control
+from judges.lerobot_control import checkpoint, site  # noqa: F401 - fixtures
 
 
 class TestVersion3(lerobot_comparisons.Comparisons):
@@ -23,3 +24,7 @@ class TestVersion3(lerobot_comparisons.Comparisons):
             assert len(list(dataset.glob(f"videos/observation.images.{camera}/*/*.mp4"))) > 1
         assert len(list(dataset.glob("data/*"))) > 1, "more than one chunk folder"
         assert len(list(seen["one_file"][-1].glob("data/*/*.parquet"))) == 1
+
+
+class TestControl(lerobot_control.ControlComparisons):
+    """Our policy as LeRobot's plug-in, its robots as ours."""

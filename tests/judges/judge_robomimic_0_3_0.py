@@ -72,13 +72,14 @@ def seen(tmp_path_factory):
     folder = tmp_path_factory.mktemp("robomimic")
     judging.write("robomimic", folder / "ours.hdf5", EPISODES, STREAMS)
     judging.write("robomimic", folder / "short.hdf5", EPISODES, STREAMS, next_obs=False, compress=False)
-    told = {}
-    for name, cases in {"ours": CASES, "short": {"short": {"frame_stack": 2, "seq_length": 2, "load_next_obs": False}}}.items():
-        usual = {"obs": OBS + IMAGES, "data": DATA, "get_pad_mask": True}
-        asked = [{"out": str(folder / case), **usual, **options} for case, options in cases.items()]
-        request = {"path": str(folder / f"{name}.hdf5"), "obs": OBS, "images": IMAGES, "cases": asked}
-        told[name] = judging.ask(JUDGE, "robomimic_reads", request, folder / "home")
-    return told, {case: judging.load(folder / case) for case in (*CASES, "short")}
+    short = {"short": {"frame_stack": 2, "seq_length": 2, "load_next_obs": False}}
+    usual = {"obs": OBS + IMAGES, "data": DATA, "get_pad_mask": True}
+    files = {
+        str(folder / file): [{"out": str(folder / case), **usual, **options} for case, options in cases.items()]
+        for file, cases in {"ours.hdf5": CASES, "short.hdf5": short}.items()
+    }
+    told = judging.ask(JUDGE, "robomimic_reads", {"obs": OBS, "images": IMAGES, "files": files}, folder / "home")["files"]
+    return list(told.values()), {case: judging.load(folder / case) for case in (*CASES, "short")}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -86,7 +87,7 @@ def test_every_window_is_ours_padding_included(seen, name):
     told, windows = seen
     case, found = CASES[name], windows[name]
     wanted, mask = expected(case, [EPISODES[number] for number in chosen(case)])
-    assert told["ours"]["demos"][list(CASES).index(name)] == [f"demo_{number}" for number in chosen(case)]
+    assert told[0]["demos"][list(CASES).index(name)] == [f"demo_{number}" for number in chosen(case)]
     for key, values in wanted.items():
         np.testing.assert_array_equal(found[key], values, err_msg=key)
     for key in ("pad_mask", "obs.pad_mask", "next_obs.pad_mask"):
@@ -114,7 +115,7 @@ def test_a_file_without_next_obs_loads_without_it(seen):
 
 def test_env_and_shapes_are_told(seen):
     told, _ = seen
-    for about in told.values():
+    for about in told:
         assert about["env"]["env_name"] == "Toy" and about["env"]["type"] == 2 and about["env"]["env_kwargs"] == {}
         assert about["action"] == 2 and about["images"] is True
         # robomimic shows images with the channels first.

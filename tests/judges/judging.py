@@ -15,7 +15,7 @@ from uwm_data.formats import module_of
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-SECONDS = 240  # a cold import of torch or tensorflow on a busy machine is a good part of it
+SECONDS = 600  # a cold import of torch or tensorflow on a busy machine takes minutes
 
 # Ticks and seeds: an odd length, the shortest that is still a window, and a failed attempt.
 EPISODES = [foreign.episode(ticks, seed) for ticks, seed in ((11, 0), (2, 1), (9, 2), (7, 3))]

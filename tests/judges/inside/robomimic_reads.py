@@ -1,7 +1,7 @@
-"""Open an HDF5 file with robomimic's SequenceDataset and write down every window, and what robomimic says about env and shapes.
+"""Open HDF5 files with robomimic's SequenceDataset and write down every window, and what robomimic says about env and shapes.
 
-Asked: {"path", "obs": [low-dimensional keys], "images": [keys],
-        "cases": [{"out", "obs": keys, "data": keys, more arguments of SequenceDataset}]}.
+Asked: {"obs": [low-dimensional keys], "images": [keys],
+        "files": {path: [{"out", "obs": keys, "data": keys, more arguments of SequenceDataset}]}}.
 Arrays in `out`: data keys and `obs.<key>`, `next_obs.<key>` as (windows, frames, *shape).
 """
 
@@ -27,15 +27,19 @@ def windows_of(dataset):
     return {name: np.stack(arrays) for name, arrays in columns.items()}
 
 
-lengths, demos = [], []
-for case in request["cases"]:
-    out, obs, data = (case.pop(key) for key in ("out", "obs", "data"))
-    dataset = SequenceDataset(hdf5_path=request["path"], obs_keys=obs, dataset_keys=data, **case)
-    answering.save(out, windows_of(dataset))
-    lengths.append(len(dataset))
-    demos.append(dataset.demos)
-shapes = file_utils.get_shape_metadata_from_dataset(request["path"], all_obs_keys=request["obs"] + request["images"])
-answering.answer(
-    lengths=lengths, demos=demos, env=file_utils.get_env_metadata_from_dataset(request["path"]), action=int(shapes["ac_dim"]),
-    shapes={key: list(map(int, shape)) for key, shape in shapes["all_shapes"].items()}, images=bool(shapes["use_images"]),
-)  # fmt: skip
+def told(path, cases):
+    """What robomimic says about a file and the demonstrations of each case; the windows go to the cases' folders."""
+    demos = []
+    for case in cases:
+        out, obs, data = (case.pop(key) for key in ("out", "obs", "data"))
+        dataset = SequenceDataset(hdf5_path=path, obs_keys=obs, dataset_keys=data, **case)
+        answering.save(out, windows_of(dataset))
+        demos.append(dataset.demos)
+    shapes = file_utils.get_shape_metadata_from_dataset(path, all_obs_keys=request["obs"] + request["images"])
+    return {
+        "demos": demos, "env": file_utils.get_env_metadata_from_dataset(path), "action": int(shapes["ac_dim"]),
+        "shapes": {key: list(map(int, shape)) for key, shape in shapes["all_shapes"].items()}, "images": bool(shapes["use_images"]),
+    }  # fmt: skip
+
+
+answering.answer(files={path: told(path, cases) for path, cases in request["files"].items()})

@@ -1,0 +1,124 @@
+"""LeRobot's side of control: our policy as its plug-in, and a robot of its base class as one of ours."""
+
+import json
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from judges import judging
+from uwm.core.config import to_mapping
+from uwm.learn import checkpoint as checkpoints
+from uwm.robot.history import observe
+from uwm.robot.policy import Policy, PolicyConfig
+from uwm.training import load_model
+
+JUDGE = "lerobot-0.4.4"
+TICKS = 7  # two chunks of three, and the first action of a third
+LOW, HIGH = [-0.5, -1.0], [0.5, 0.25]
+
+
+def installed(project, site):
+    """Build a project's wheel and unpack it into `site`, metadata and all: what installing without dependencies does."""
+    code = f"import hatchling.build; print(hatchling.build.build_wheel({str(site)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    wheel = site / done.stdout.split()[-1]
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder with uwm and the plug-in installed."""
+    folder = tmp_path_factory.mktemp("site")
+    for project in (judging.ROOT, judging.ROOT / "plugins" / "lerobot_policy_uwm"):
+        installed(project, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A tiny checkpoint with limits that its actions meet."""
+    net = tiny.model(action_size=2, proprio_size=3)
+    weights = net.state_dict()
+    card = {"model": to_mapping(net.config), "cameras": list(tiny.CAMERAS), "action": {"low": LOW, "high": HIGH}}
+    path = tmp_path_factory.mktemp("run") / "model"
+    checkpoints.save(path, checkpoints.Checkpoint(1, {}, card, weights, weights, {}))
+    return path
+
+
+def seen():
+    """T observations of one robot: frames as a camera gives them."""
+    generator = np.random.default_rng(0)
+    frames = {name: generator.integers(0, 256, (TICKS, 32, 32, 3), dtype=np.uint8) for name in tiny.CAMERAS}
+    return {**frames, "proprio": generator.normal(size=(TICKS, 3)).astype(np.float32)}
+
+
+def ours(checkpoint, arrays, seed):
+    """Actions (T, A) of our own loop on the same observations, one chunk per three ticks."""
+    policy = Policy(load_model(checkpoint)[0], PolicyConfig(rows=4, chunk=3, chunks=2, past=2))
+    memory, actions = policy.start([seed]), []
+    for tick in range(0, TICKS, 3):
+        memory, chunk = policy.act(memory, observe([{key: values[tick] for key, values in arrays.items()}], tiny.CAMERAS))
+        chunk = chunk.clamp(torch.tensor(LOW), torch.tensor(HIGH))
+        memory = policy.done(memory, chunk)
+        actions.append(chunk[0].numpy())
+    return np.concatenate(actions)[:TICKS]
+
+
+class ControlComparisons:
+    """What LeRobot makes of our policy, and our conformance of its robots."""
+
+    @pytest.fixture(scope="class")
+    def driven(self, site, checkpoint, tmp_path_factory):
+        """(answer, arrays) of a run that LeRobot made."""
+        folder = tmp_path_factory.mktemp("policy")
+        launcher = judging.ROOT / ".judges" / JUDGE / "bin" / "judge"
+        code = (f"import sys; sys.path.append({str(site)!r}); sys.argv[1:] = [{str(checkpoint)!r}, {str(folder / 'made')!r}]; "
+                "import torchvision_operators, runpy; runpy.run_module('lerobot_policy_uwm', run_name='__main__')")  # fmt: skip
+        done = subprocess.run([launcher, "-c", code], capture_output=True, text=True, timeout=judging.SECONDS, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        told = json.loads((folder / "made" / "config.json").read_text())
+        assert told["type"] == "uwm" and told["checkpoint"] == "", "the folder may be moved"
+        told |= {"rows": 4, "chunk": 3, "chunks": 2}
+        (folder / "made" / "config.json").write_text(json.dumps(told))
+        keys = {"proprio": "observation.state", **{name: f"observation.images.{name}" for name in tiny.CAMERAS}}
+        given = judging.save(folder / "seen", {keys[name]: values for name, values in seen().items()})
+        request = {"site": str(site), "type": "uwm", "folder": str(folder / "made"), "observations": given, "out": str(folder / "out")}
+        return judging.ask(JUDGE, "lerobot_policy", request, folder / "home"), judging.load(folder / "out")
+
+    def test_lerobot_finds_the_policy_by_the_name_of_its_distribution(self, driven):
+        answer, _ = driven
+        assert not answer["known_before"] and answer["kind"] == "lerobot_policy_uwm.modeling_uwm.UwmPolicy"
+        assert answer["numpy"].startswith("2."), "LeRobot's numpy, not ours"
+
+    def test_it_knows_what_the_policy_sees_and_gives(self, driven):
+        images = {f"observation.images.{name}": [3, 32, 32] for name in tiny.CAMERAS}
+        assert driven[0]["inputs"] == {**images, "observation.state": [3]} and driven[0]["outputs"] == {"action": [2]}
+
+    def test_its_actions_are_those_of_our_own_loop(self, driven, checkpoint):
+        expected = ours(checkpoint, seen(), seed=0)
+        assert np.ptp(expected, axis=0).min() > 0 and (expected == HIGH).any() | (expected == LOW).any(), "limits are met"
+        np.testing.assert_allclose(driven[1]["actions"], expected, rtol=1e-4, atol=1e-5)
+
+    def test_a_reset_begins_another_episode_with_another_seed(self, driven, checkpoint):
+        np.testing.assert_allclose(driven[1]["again"], ours(checkpoint, seen(), seed=1), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(driven[1]["chunk"][0], ours(checkpoint, seen(), seed=2)[:3], rtol=1e-4, atol=1e-5)
+        assert not np.allclose(driven[1]["again"], driven[1]["actions"], atol=1e-3)
+
+    def test_training_there_is_refused_with_the_way_to_do_it(self, driven):
+        assert "uwm train" in driven[0]["refusal"] and driven[0]["trainable"] > 10
+
+    def test_a_robot_of_lerobots_base_class_conforms_behind_our_wrapper(self, site, tmp_path):
+        answer = judging.ask(JUDGE, "../beside/lerobot_robot", {"site": str(site), "home": str(tmp_path)}, tmp_path / "home")
+        assert answer["findings"] == []
+        assert answer["proprio"] == [1, 2, 3] and answer["front"] == [24, 32, 3]
+        assert answer["spec"] == ["LeRobot arm_of_this_test", ["shoulder.pos", "elbow.pos", "gripper.pos"]] and answer["gripper"] == [2]
+        assert answer["sent"] == [6, 0, -2], "what LeRobot clipped to, not what was asked for"
+        assert answer["held"] == [6, 0, -2] and not answer["connected"], "a stop holds where the joints are"
