@@ -55,15 +55,23 @@ def run(tmp_path, monkeypatch):
 # --------------------------------------------------------------------------------------------------- what is written down
 
 
-def test_every_judge_has_exact_pins_and_comparisons():
-    assert {"lerobot-0.4.4", "lerobot-0.3.3", "robomimic-0.3.0", "zarr-2.18", "tfds", "video"} == set(environments.names())
+def test_every_judge_has_exact_pins():
+    assert {"lerobot-0.4.4", "lerobot-0.3.3", "robomimic-0.3.0", "zarr-2.18", "tfds", "video"} <= set(environments.names())
     for name in environments.names():
         lines = [line for line in (HERE / f"{name}.txt").read_text().splitlines() if not line.startswith("#")]
         assert lines and all(PIN.fullmatch(line) for line in lines), name
         assert not any(line.startswith("torch==") for line in lines), "torch comes as run.py gets it, a CPU build"
         assert any(line.startswith("torchvision==") for line in lines) <= (name in environments.NEED_TORCH)
-        assert "def test_" in environments.comparisons(name).read_text(), name
     assert set(environments.NEED_TORCH) <= set(environments.names())
+
+
+def test_every_judge_has_comparisons():
+    files = [environments.comparisons(name) for name in environments.names()]
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *files]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    for file in files:
+        assert f"tests/judges/{file.name}::" in done.stdout, f"no test in {file.name}"
 
 
 def test_what_runs_inside_an_environment_knows_nothing_of_us():
