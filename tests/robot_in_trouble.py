@@ -50,7 +50,7 @@ class FakeRobot:
 
     def __init__(self, clock, sensors=lambda readings, now_s: readings, port=None):
         self.spec, self.clock, self.sensors, self.port = SPEC, clock, sensors, port
-        self.place, self.received, self.stops, self.frames = np.zeros(3, np.float32), [], 0, 0
+        self.place, self.received, self.stops, self.frames = np.array([0, 0.2, 1], np.float32), [], 0, 0
 
     def connect(self):
         if self.port in self.held:
@@ -117,7 +117,7 @@ def crashes_between(first, last):
 
 
 def safety(spec=SPEC, **config):
-    watch = WatchdogConfig(silent_after_s=SILENT_S, frozen_after_s=FROZEN_S, spike_per_s={"proprio": 3.0})
+    watch = WatchdogConfig(silent_after_s=SILENT_S, frozen_after_s=FROZEN_S, spike_per_s={"proprio": 8.0})
     return Safety(spec, SafetyConfig(watch, **config))
 
 

@@ -87,11 +87,6 @@ class Limits:
         self.motion = np.zeros(self.size)
         self._at_s, self._credit_s, self._asked = None, self.period_s, None
 
-    @property
-    def is_known(self) -> bool:
-        """Whether every dimension has a place to stay at."""
-        return bool(np.isfinite(self.place).all())
-
     def seed(self, proprio: np.ndarray) -> None:
         """Take unknown places from where the robot is, as far as `drives` tells."""
         for place, own, gain in self.drives if self.mode == "absolute" else ():
