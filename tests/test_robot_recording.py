@@ -121,8 +121,6 @@ def test_a_line_that_was_changed_afterwards_is_refused_by_file_and_number(tmp_pa
     path.write_bytes(b"\n".join(lines))
     with pytest.raises(AuditError, match=f"audit-000001.log, line {line} of 4"):
         list(audit.read(tmp_path))
-    # Records before it were given
-    assert len(found) <= line
 
 
 def test_files_are_of_the_size_that_was_asked_for_and_only_the_newest_are_kept(tmp_path):

@@ -363,7 +363,7 @@ def test_a_retract_goes_back_along_the_path_inside_the_limits_and_keeps_the_grip
         wish = target if mode == "absolute" else (target - place) / (1.0 if mode == "delta" else PERIOD_S)
         assert go(np.array([*wish, 0.5])).behaviour == "send"
         places.append(place)
-    for _ in range(75):
+    for _ in range(150):
         assert go(None).behaviour == "retract"
         near = min(np.abs(place - other).max() for other in places)
         assert near < 0.05, "off the path"
