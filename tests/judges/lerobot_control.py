@@ -72,26 +72,28 @@ def ours(checkpoint, arrays, seed):
     return np.concatenate(actions)[:TICKS]
 
 
+@pytest.fixture(scope="module")
+def driven(site, checkpoint, tmp_path_factory):
+    """(answer, arrays) of a run that LeRobot made."""
+    folder = tmp_path_factory.mktemp("policy")
+    launcher = judging.ROOT / ".judges" / JUDGE / "bin" / "judge"
+    code = (f"import sys; sys.path.append({str(site)!r}); sys.argv[1:] = [{str(checkpoint)!r}, {str(folder / 'made')!r}]; "
+            "import torchvision_operators, runpy; runpy.run_module('lerobot_policy_uwm', run_name='__main__')")  # fmt: skip
+    done = subprocess.run([launcher, "-c", code], capture_output=True, text=True, timeout=judging.SECONDS, check=False, cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads((folder / "made" / "config.json").read_text())
+    assert told["type"] == "uwm" and told["checkpoint"] == "", "the folder may be moved"
+    assert (told["chunk"], told["chunks"]) == (3, 2), "the tiny model was trained on eight ticks"
+    told |= {"rows": 4}
+    (folder / "made" / "config.json").write_text(json.dumps(told))
+    keys = {"proprio": "observation.state", **{name: f"observation.images.{name}" for name in tiny.CAMERAS}}
+    given = judging.save(folder / "seen", {keys[name]: values for name, values in seen().items()})
+    request = {"site": str(site), "type": "uwm", "folder": str(folder / "made"), "observations": given, "out": str(folder / "out")}
+    return judging.ask(JUDGE, "lerobot_policy", request, folder / "home"), judging.load(folder / "out")
+
+
 class ControlComparisons:
     """What LeRobot makes of our policy, and our conformance of its robots."""
-
-    @pytest.fixture(scope="class")
-    def driven(self, site, checkpoint, tmp_path_factory):
-        """(answer, arrays) of a run that LeRobot made."""
-        folder = tmp_path_factory.mktemp("policy")
-        launcher = judging.ROOT / ".judges" / JUDGE / "bin" / "judge"
-        code = (f"import sys; sys.path.append({str(site)!r}); sys.argv[1:] = [{str(checkpoint)!r}, {str(folder / 'made')!r}]; "
-                "import torchvision_operators, runpy; runpy.run_module('lerobot_policy_uwm', run_name='__main__')")  # fmt: skip
-        done = subprocess.run([launcher, "-c", code], capture_output=True, text=True, timeout=judging.SECONDS, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        told = json.loads((folder / "made" / "config.json").read_text())
-        assert told["type"] == "uwm" and told["checkpoint"] == "", "the folder may be moved"
-        told |= {"rows": 4, "chunk": 3, "chunks": 2}
-        (folder / "made" / "config.json").write_text(json.dumps(told))
-        keys = {"proprio": "observation.state", **{name: f"observation.images.{name}" for name in tiny.CAMERAS}}
-        given = judging.save(folder / "seen", {keys[name]: values for name, values in seen().items()})
-        request = {"site": str(site), "type": "uwm", "folder": str(folder / "made"), "observations": given, "out": str(folder / "out")}
-        return judging.ask(JUDGE, "lerobot_policy", request, folder / "home"), judging.load(folder / "out")
 
     def test_lerobot_finds_the_policy_by_the_name_of_its_distribution(self, driven):
         answer, _ = driven

@@ -103,7 +103,7 @@ def _rule(found: list[Finding], rule: str) -> Iterator[None]:
         found.append(Finding(rule, f"{type(error).__name__}: {error}"))
 
 
-def _demand(holds: bool, message: str) -> None:
+def _demand(holds: object, message: str) -> None:
     if not holds:
         raise _Broken(message)
 
@@ -238,7 +238,7 @@ def _bad_actions(robot: Robot, clock: Clock, action: Act, limits: bool, found: l
         clock.sleep_until(clock.now_s() + robot.spec.period_s)
         with _rule(found, "limits"):
             try:
-                sent = robot.send(_replaced(legal, index, end[index]))
+                sent = robot.send(_replaced(legal, index, float(end[index])))
             except RobotError:
                 continue
             _inside(robot.spec, sent)

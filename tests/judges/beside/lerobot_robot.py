@@ -93,6 +93,7 @@ far = robot.send(np.array([50.0, 0.0, -50.0], np.float32))
 robot.stop()
 robot.close()
 answering.answer(
-    findings=[str(each) for each in found], proprio=seen["proprio"].value.tolist(), front=list(seen["front"].value.shape), sent=far.tolist(),
-    held=list(arm.sent[-1].values()), connected=arm.is_connected, spec=[robot.spec.name, list(robot.spec.action.names)], gripper=list(robot.spec.action.gripper),
+    findings=[str(each) for each in found], proprio=seen["proprio"].value.tolist(), front=list(seen["front"].value.shape),
+    sent=far.tolist(), held=list(arm.sent[-1].values()), connected=arm.is_connected,
+    spec=[robot.spec.name, list(robot.spec.action.names)], gripper=list(robot.spec.action.gripper),
 )  # fmt: skip

@@ -50,7 +50,8 @@ except NotImplementedError as error:
     refusal = str(error)
 answering.save(request["out"], {"actions": first, "again": second, "chunk": chunk.numpy()})
 answering.answer(
-    known_before=before, kind=f"{kind.__module__}.{kind.__name__}", numpy=np.__version__, refusal=refusal, trainable=len(policy.get_optim_params()),
+    known_before=before, kind=f"{kind.__module__}.{kind.__name__}", numpy=np.__version__,
+    refusal=refusal, trainable=len(policy.get_optim_params()),
     inputs={key: list(feature.shape) for key, feature in config.input_features.items()},
     outputs={key: list(feature.shape) for key, feature in config.output_features.items()},
 )  # fmt: skip

@@ -8,10 +8,13 @@ latch                  a         b        rest       c              the newest a
 readings shown    o0        o1        o2        o3        o4       stamped with the boundary at the step's end
 ```
 
-The grid begins with the first action; until then the world waits and its sensors keep measuring. An action may be half a
-period early or late and still meets its period; a period without one is a gap, in which the robot does what its mode means:
-velocities and deltas are zero (the gripper keeps its value), an absolute target stays. A step is computed at its latch and
-shown at its end, so a robosuite world in its own thread has half a period to compute and `read` never waits for it.
+The grid begins with the tick of the first action (the `read` before it); until then the world waits and its sensors keep
+measuring. An action may be half a period early or late and still meets its period; a period without one is a gap, in which
+the robot does what its mode means: velocities and deltas are zero (the gripper keeps its value), an absolute target stays.
+
+A step is computed at its latch and shown at its end, so a robosuite world in its own thread has half a period to compute and
+`read` never waits for it. Where that is too short by more than a period the grid slips: the world runs in slow motion, and
+`slipped` counts the periods.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from uwm.robot.interface import ActionSpec, Reading, RobotError, RobotSpec, Sens
 from uwm.robot.robots.hold import Hold
 
 LATCH = 0.5  # of a period
+EARLY = 0.05  # of a period: so much before its end a step is shown, for a controller whose first tick was the late one
 LONGEST_PAUSE_S = 10.0  # a longer one is a jump of the clock: the grid moves and the world does not live through it
 WAIT_S = 10.0  # for the world's thread to end
 
@@ -40,7 +44,8 @@ class SimulatedRobot:
     virtual clock; then `read` and `send` belong to one thread. `velocity`, `acceleration`, `workspace`: see `spec_of`.
     `name`: refuses a second controller in any process of this machine (`uwm.robot.robots.hold`).
 
-    `steps`, `gaps` (steps without an action), `success` and `ended` tell of the episode; a world that has ended goes on.
+    `steps`, `gaps` (steps without an action), `slipped` (periods that the world could not keep up with), `success` and `ended`
+    tell of the episode; a world that has ended goes on.
     """
 
     def __init__(self, env: Any, clock: Clock, seed: int = 0, threaded: bool = False, name: str = "", **limits: Any):
@@ -69,8 +74,10 @@ class SimulatedRobot:
         self._keep_up()
         now = self.clock.now_s()
         with self._guard:
-            while self._coming and self._coming[0][0] <= now:
-                self._shown = self._coming.popleft()
+            self._asked_s = now
+            while self._coming and self._coming[0][0] <= now + EARLY * self.spec.period_s:
+                end_s, observation = self._coming.popleft()
+                self._shown = (min(end_s, now), observation)
             stamp, observation = self._shown
             if not self._moves:  # a world that waits looks the same at each of its boundaries
                 stamp += np.floor((now - stamp) * self.spec.rate_hz + 1e-9) * self.spec.period_s
@@ -86,7 +93,9 @@ class SimulatedRobot:
                 raise RobotError("the robot was stopped and stands still; close and connect it again to go on")
             if not self._moves:
                 now = self.clock.now_s()
-                self._origin_s, self._shown = now, (now, self._shown[1])
+                thinking = now - self._asked_s < LATCH * self.spec.period_s
+                self._origin_s = self._asked_s if thinking else now
+                self._shown = (self._origin_s, self._shown[1])
                 self._moves = True  # last: the world's thread looks at it first
             self._command = sent
         return sent.copy()
@@ -120,11 +129,11 @@ class SimulatedRobot:
     def _begin(self) -> None:
         seed, self._next_seed = self._next_seed, self._next_seed + 1
         observation, _ = self._in_world(lambda: self.env.reset(seed=seed))
-        self.seed, self.steps, self.gaps, self.success, self.ended = seed, 0, 0, False, False
+        self.seed, self.steps, self.gaps, self.slipped, self.success, self.ended = seed, 0, 0, 0, False, False
         self._moves, self._stopped = False, False
         self._command, self._last = None, np.zeros(self.spec.action.size, np.float32)
         self._coming: deque[tuple[float, dict]] = deque()
-        self._origin_s = self.clock.now_s()
+        self._origin_s, self._asked_s = self.clock.now_s(), -np.inf
         self._shown = (self._origin_s, observation)
         if self._world is not None:
             self._life = self._world.submit(self._live)
@@ -172,7 +181,11 @@ class SimulatedRobot:
             self.steps += 1
             self.success |= bool(info.get("success", False))
             self.ended |= bool(terminated or truncated)
-            self._coming.append((self._origin_s + self.steps * self.spec.period_s, observation))
+            end_s = self._origin_s + self.steps * self.spec.period_s
+            if self._world is not None:
+                late = max(0, int((self.clock.now_s() - end_s) * self.spec.rate_hz))
+                self.slipped, self._origin_s, end_s = self.slipped + late, *(t + late * self.spec.period_s for t in (self._origin_s, end_s))
+            self._coming.append((end_s, observation))
 
 
 def rest(spec: ActionSpec, last: np.ndarray) -> np.ndarray:
