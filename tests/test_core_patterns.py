@@ -106,6 +106,35 @@ def test_a_committed_prefix_is_clean_without_loss_and_of_every_length(longest):
     assert set(drawn.role[:, VIDEO].flatten().tolist()) == {roles.ACTIVE}
 
 
+@given(
+    seed=st.integers(0, 10**6), committed=st.integers(0, 5), rungs=st.integers(1, 5), chunk=st.integers(1, 3)
+)
+def test_rungs_stand_directly_behind_the_prefix_and_what_lies_beyond_is_absent(seed, committed, rungs, chunk):
+    drawn = draw(Pattern(action="ladder", video="absent", chunk=chunk, committed=committed, rungs=rungs), LAYOUT, 32, seeded(seed))
+    level, role = drawn.level[:, FUTURE], drawn.role[:, FUTURE]
+    count = (role == roles.COMMITTED).sum(dim=1, keepdim=True)
+    ahead = torch.arange(8)[None] - count
+    assert int(count.max()) <= committed and not bool(level[ahead < 0].any())
+    active = (ahead >= 0) & (ahead < rungs * chunk)
+    assert torch.equal(role == roles.ACTIVE, active) and torch.equal(role == roles.ABSENT, ahead >= rungs * chunk)
+    phase = rungs * level - ahead.div(chunk, rounding_mode="floor")
+    first = phase.gather(1, count.clamp(max=7))
+    assert float(level[active].min()) > 0 and float(level[active].max()) <= 1 if bool(active.any()) else True
+    assert torch.allclose(torch.where(active, phase, first), first.expand(-1, 8), atol=1e-5)
+    assert bool((level[role == roles.ABSENT] == 1).all())
+
+
+def test_rungs_change_no_number_of_patterns_without_them():
+    """The draws of a seed, as they were before there were rungs."""
+    level = draw(Pattern(action="ladder", video="absent", chunk=2, committed=3), LAYOUT, 2, seeded()).level[:, FUTURE]
+    generator = seeded()
+    phase, count = 1 - torch.rand(2, 1, generator=generator), None
+    patterns.RULES["absent"](LAYOUT.frame[VIDEO], 2, 2, generator)
+    count = torch.randint(0, 4, (2, 1), generator=generator)
+    wanted = torch.where(torch.arange(8)[None] < count, 0.0, (torch.arange(8) // 2 + phase) / 4)
+    assert torch.equal(level, wanted)
+
+
 def test_absent_actions_are_never_committed():
     drawn = draw(Pattern(action="absent", committed=5), LAYOUT, 200, seeded())
     assert set(drawn.role[:, FUTURE].flatten().tolist()) == {roles.ABSENT}
@@ -155,9 +184,11 @@ def test_a_layout_without_actions_or_without_video_is_drawn_too():
 def test_patterns_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match=r"rule for video must be one of .*'ladder'.*got 'stairs'"):
         Pattern(video="stairs")
-    for wrong in ({"weight": -1.0}, {"chunk": 0}, {"committed": -1}):
+    for wrong in ({"weight": -1.0}, {"chunk": 0}, {"committed": -1}, {"rungs": -1}):
         with pytest.raises(ValueError, match="must be >= 0 and chunk >= 1"):
             Pattern(**wrong)
+    with pytest.raises(ValueError, match="rungs belong to a ladder"):
+        Pattern(action="constant", rungs=2)
     for none in ((), (Pattern(0.0),)):
         with pytest.raises(ValueError, match="at least one pattern with a positive weight"):
             draw_mixture(none, LAYOUT, 4, seeded())

@@ -90,12 +90,12 @@ class Delay:
         self.latencies_s.append(latency_s)
 
     @property
-    def ticks(self) -> int:
-        """As configured, or measured; 0 before the first measurement, when there is nothing under way to continue."""
+    def ticks(self) -> int | None:
+        """As configured, or measured; None before the first measurement."""
         if self.config.delay_ticks is not None:
             return self.config.delay_ticks
         if not self.latencies_s:
-            return 0
+            return None
         late_s = np.quantile(np.array(self.latencies_s), self.config.quantile, method="higher")
         return math.ceil(late_s / self.period_s - 1e-6) + self.config.margin_ticks
 

@@ -326,9 +326,11 @@ class Controller:
 
     @property
     def _delay_ticks(self) -> int:
-        """Ticks until a plan can be used; no more than can be committed."""
-        room = self.policy.horizon - self.policy.config.ladder.horizon
-        return min(self.delay.ticks, room) if self.config.kind == "committed" else self.delay.ticks
+        """Ticks until a plan can be used; no more than can be committed, which is also assumed while nothing is known."""
+        room, ticks = self.policy.horizon - self.policy.config.ladder.horizon, self.delay.ticks
+        if self.config.kind != "committed":
+            return ticks or 0
+        return room if ticks is None else min(ticks, room)
 
     def _receive(self, index: int) -> tuple[Result, int] | None:
         """The worker's result, if there is one, and how many of its actions are late."""
@@ -360,8 +362,8 @@ class Controller:
             return None
         executed = np.stack(self._executed) if self._executed else np.zeros((0, self.spec.action.size), np.float32)
         restart = self._memory is not None and self.config.kind == "committed" and self.schedule.end != index + len(queue)
-        delay, chunk = self._delay_ticks, self.policy.config.chunk
-        count = min(max(1, math.ceil(delay / chunk)), self.policy.config.chunks) if self.config.kind == "committed" else 1
+        delay = self._delay_ticks
+        count = self._chunks(len(queue)) if self.config.kind == "committed" else 1
         action = self.spec.action
         queue = np.clip(queue, action.low, action.high).astype(np.float32)  # what will be executed, not what was wished
         self._job = Job(
@@ -378,11 +380,19 @@ class Controller:
             case "synchronous":
                 return queue == 0
             case "committed":
-                return queue <= self._delay_ticks
+                # Behind a queue that fell short, even a whole buffer may be too little to catch up: then rather begin again from rest.
+                catches_up = queue + self.policy.config.ladder.horizon >= 2 * self._delay_ticks
+                return queue == 0 or (queue <= self._delay_ticks and catches_up)
             case "ensemble":
                 return True
             case _:
                 return queue == 0 or index - self._asked_at >= self.policy.config.chunk
+
+    def _chunks(self, queue: int) -> int:
+        """Chunks to finish so that `delay` actions are left when the plan arrives: the next one will take as long."""
+        config, delay = self.policy.config, self._delay_ticks
+        wanted = 2 * delay - queue if queue else delay  # behind an empty queue a plan begins when it arrives
+        return min(max(1, math.ceil(wanted / config.chunk)), config.chunks)
 
     # ---- figures -----------------------------------------------------------------------------------------------
 

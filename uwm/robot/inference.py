@@ -252,6 +252,8 @@ class ProcessWorker:
         self._lane.jobs.put(None)
         self._child.kill()
         self._lane.thread.join(timeout=5.0)
+        if self._child.process is not None:
+            self._child.process.join(timeout=5.0)
 
     def _start(self) -> None:
         self._child = _Child(self.make)

@@ -1,0 +1,258 @@
+"""Claim: with committed actions in its buffer a policy acts on time whatever inference takes, and loses nothing by it.
+
+| world | policy | ticks of injected delay |
+|---|---|---|
+| Push-T, states | trained here once (`runs/bench/delay_pusht`), actions only | 0 to 8, and 4 with jitter |
+| Lift, two cameras | `runs/demo/model` or `runs/base/lift/model` | the same |
+
+Every kind of chunking runs the same seeds on a virtual clock: the machine's speed has no influence. A quick run drives the
+toy world with random weights: it tells of time (gaps, reaction, first action), and success is not judged.
+"""
+
+import math
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import torch
+
+import uwm_envs
+from uwm.bench.gates import ROLLOUTS, Gate
+from uwm.bench.runner import Result
+from uwm.core.config import ConfigError
+from uwm.core.patterns import Pattern
+from uwm.learn.loop import TrainConfig
+from uwm.learn.objective import ObjectiveConfig
+from uwm.nn.autoencoder import AutoencoderConfig
+from uwm.nn.backbone import BackboneConfig
+from uwm.nn.model import ModelConfig, UnifiedModel
+from uwm.robot.chunking import KINDS, ChunkingConfig, Planner, smoothness
+from uwm.robot.clock import VirtualClock
+from uwm.robot.controller import Controller, Tick
+from uwm.robot.evaluate import wilson
+from uwm.robot.inference import VirtualWorker
+from uwm.robot.policy import Policy, PolicyConfig
+from uwm.robot.robots.simulated import SimulatedRobot
+from uwm.runs import SizeConfig, StreamsConfig, TrainRun
+from uwm.training import load_model, train
+
+CLAIM = "Committed actions in the rolling buffer: no gap, no jump, and at most 5 points lost at 4 ticks of delay."
+LOST, JUMP, JUDGED = 0.05, 1.2, 4  # points, ratio, ticks of delay at which both are judged
+DELAYS, JITTER = tuple(range(9)), 1.0  # ticks; jitter is uniform on top
+PUSHT = Path("runs/bench/delay_pusht")
+LIFT = (Path("runs/demo/model"), Path("runs/base/lift/model"))
+FIRST_SEED = 50_000  # below the seeds of Push-T's data and above those of Lift's
+
+
+@dataclass(frozen=True)
+class Case:
+    """One world with a model: `checkpoint` "" for random weights; the chunk, and chunks of the buffer and of the whole horizon."""
+
+    world: str
+    checkpoint: str
+    chunk: int
+    buffer: int
+    whole: int
+    rows: int = 12
+    max_steps: int | None = None
+
+    def policy(self, kind: str) -> PolicyConfig:
+        """Streaming for the committed kind, the whole horizon from noise for the others."""
+        if kind == "committed":
+            return PolicyConfig("streaming", self.rows, self.chunk, self.buffer)
+        return PolicyConfig("chunked", self.rows, self.chunk, self.whole)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One kind of chunking at one delay."""
+
+    kind: str
+    delay: int
+    jitter: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}, {self.delay}{' with jitter' if self.jitter else ''}"
+
+
+def run(quick: bool, out: Path | None) -> Result:
+    """All kinds of chunking at all delays, paired seeds."""
+    cases = [Case("Toy", "", 2, 2, 8, rows=4)] if quick else [pusht(), lift()]
+    delays, seeds = ((0, 4), range(2)) if quick else (DELAYS, range(FIRST_SEED, FIRST_SEED + ROLLOUTS))
+    gates, figures = [], {}
+    for case in cases:
+        found = study(case, cells(delays), seeds, workers=1 if quick else 2)
+        figures[case.world] = found
+        gates += judged(case.world, found, enough=not quick)
+    return Result(CLAIM, gates, list(seeds), figures)
+
+
+def cells(delays) -> list[Cell]:
+    """Every kind at every delay, and at the judged one with jitter."""
+    return [Cell(kind, delay) for kind in KINDS for delay in delays] + [Cell(kind, JUDGED, JITTER) for kind in KINDS]
+
+
+def pusht() -> Case:
+    """Push-T from states; its policy is trained the first time, a few minutes. 20 frames: 8 committed and a buffer of 6 x 2."""
+    patterns = (
+        Pattern(0.25, "ladder", "absent", chunk=2, rungs=6),
+        Pattern(0.45, "ladder", "absent", chunk=2, committed=8, rungs=6),
+        Pattern(0.30, "constant", "absent"),
+    )
+    size = SizeConfig(horizon=20, video_frames=(), backbone=BackboneConfig(width=128, depth=3, heads=4, registers=4, waist=64))
+    learned = TrainConfig(steps=3000, batch=128, precision="float32", objective=ObjectiveConfig(patterns=patterns))
+    streams = StreamsConfig(cameras=(), proprio=("state",), action="action")
+    trained = train(TrainRun("datasets/pusht_state", str(PUSHT), streams=streams, logger="off", model=size, train=learned))
+    return Case("PushT", str(trained), chunk=2, buffer=6, whole=10)
+
+
+def lift() -> Case:
+    """Lift from two cameras, by the checkpoint of the demo. 18 frames: 9 committed and a buffer of 3 x 3."""
+    found = next((path for path in LIFT if path.exists()), None)
+    if found is None:
+        raise ConfigError(f"the Lift part needs a checkpoint at {' or '.join(map(str, LIFT))}: run `uwm demo` first")
+    return Case("Lift", str(found), chunk=3, buffer=3, whole=6)
+
+
+def study(case: Case, chosen: list[Cell], seeds, workers: int) -> dict:
+    """{cell: its figures}; a cell is one task of a pool, or is run here."""
+    if workers == 1:
+        return {cell.name: measure(case, cell, list(seeds)) for cell in chosen}
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        tasks = {cell.name: pool.submit(measure, case, cell, list(seeds)) for cell in chosen}
+        return {name: task.result() for name, task in tasks.items()}
+
+
+def measure(case: Case, cell: Cell, seeds: list[int]) -> dict:
+    """Figures of one cell over all seeds; single-threaded, so that numbers do not depend on the machine's cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        model = load_model(case.checkpoint)[0] if case.checkpoint else random_model()
+        policy = Policy(model, case.policy(cell.kind))
+        env = world(case, model)
+        runs = [episode(env, policy, cell, seed) for seed in seeds]
+        env.close()
+    finally:
+        torch.set_num_threads(before)
+    successes = sum(run["success"] for run in runs)
+    means = {name: _mean([run[name] for run in runs]) for name in runs[0] if name not in ("success", "reaction")}
+    return {
+        **asdict(cell), "success": successes / len(runs), "interval": wilson(successes, len(runs)), "rollouts": len(runs), **means,
+        "reaction": max(run["reaction"] for run in runs), "succeeded": [bool(run["success"]) for run in runs],
+    }  # fmt: skip
+
+
+def _mean(values: list[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return float(np.mean(finite)) if finite else math.nan
+
+
+class Felt(gymnasium.Wrapper):
+    """A world whose proprioception is its whole state where the policy was trained on that; keeps the best reward."""
+
+    def __init__(self, env: gymnasium.Env, state: bool):
+        super().__init__(env)
+        self.state, self.best = state, 0.0
+        if state:
+            self.observation_space = gymnasium.spaces.Dict({"proprio": env.observation_space["state"]})
+
+    def _felt(self, observation: dict) -> dict:
+        return {"proprio": observation["state"]} if self.state else observation
+
+    def reset(self, **options):
+        observation, info = self.env.reset(**options)
+        self.best = 0.0
+        return self._felt(observation), info
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self.best = max(self.best, float(reward))
+        return self._felt(observation), reward, terminated, truncated, info
+
+
+def world(case: Case, model: UnifiedModel) -> Felt:
+    """The world of a case as its model sees it."""
+    options: dict = {"cameras": model.config.cameras, "max_steps": case.max_steps}
+    if case.world == "PushT":
+        return Felt(uwm_envs.make("PushT", observation="state", **options), state=True)
+    return Felt(uwm_envs.make(case.world, image_size=model.config.autoencoder.image_size, **options), state=False)
+
+
+def episode(env: Felt, policy: Policy, cell: Cell, seed: int) -> dict[str, float]:
+    """One episode: success, best reward (coverage in Push-T), gaps, ticks, how smooth it was and how fast it reacts."""
+    clock, config = VirtualClock(), ChunkingConfig(cell.kind)
+    robot = SimulatedRobot(env, clock, seed)
+    robot.connect()
+    ticks: list[Tick] = []
+    period_s = robot.spec.period_s
+    worker = VirtualWorker(
+        Planner(policy, config), clock, lambda index, generator: (cell.delay + cell.jitter * generator.uniform()) * period_s, seed
+    )  # fmt: skip
+    listener = _Keep(ticks)
+    found = Controller(robot, policy, clock, worker, config, [listener], seed=seed).run(100_000, lambda _: "over" if robot.ended else "")
+    robot.close()
+    # A tick without a plan holds: it belongs to no plan, and counts as a border on both sides.
+    moving = [tick for tick in ticks if tick.sent is not None]
+    return {
+        "success": float(robot.success), "best": env.best, "ticks": robot.steps, "gaps": found.gaps, "late": found.late,
+        "calls_per_tick": found.calls / found.ticks, "first_action": found.first_action_s / period_s, "reaction": reaction(ticks),
+        **smoothness(np.stack([tick.sent for tick in moving]), [tick.plan for tick in moving]),
+    }  # fmt: skip
+
+
+@dataclass
+class _Keep:
+    """A listener that keeps the ticks."""
+
+    ticks: list[Tick]
+
+    def tick(self, tick: Tick) -> None:
+        self.ticks.append(replace(tick, readings={}))
+
+    def close(self) -> None:
+        pass
+
+
+def reaction(ticks: list[Tick]) -> int:
+    """Worst case: ticks from what the sensors show first after one plan was asked for to the first action that depends on it.
+
+    A change right behind the asking for plan i is seen by plan i + 1, and acted on with that plan's first executed action.
+    """
+    asked = {tick.asked: tick.index for tick in ticks if tick.asked is not None}
+    began: dict[int, int] = {}
+    for tick in ticks:
+        began.setdefault(tick.plan, tick.index)
+    return max((began[i + 1] - (asked[i] + 1) for i in asked if i + 1 in began), default=0)
+
+
+def judged(name: str, found: dict, enough: bool) -> list[Gate]:
+    """Ours against itself without delay; beside it what naive switching does."""
+    still, late, naive = (found[Cell(kind, delay).name] for kind, delay in (("committed", 0), ("committed", JUDGED), ("naive", JUDGED)))
+    difference = np.subtract(np.array(still["succeeded"], float), np.array(late["succeeded"], float))
+    half = 1.96 * float(difference.std(ddof=1)) / len(difference) ** 0.5
+    lost = round(float(difference.mean()), 9)  # in whole rollouts: 0.85 - 0.8 is not quite 0.05 in floating point
+    gaps = max(cell["gaps"] for cell in found.values() if cell["kind"] == "committed" and not cell["jitter"])
+    ratio, other = late["jump_ratio"], naive["jump_ratio"]
+    baseline = f"no delay, {still['success']:.2f}; naive {naive['success']:.2f}"
+    return [
+        Gate(f"{name}: success lost at {JUDGED} ticks", lost, "<=", LOST, enough, baseline, (lost - half, lost + half)),
+        Gate(f"{name}: ticks without an action, any delay", gaps, "<=", 0.0, True, "every tick has one"),
+        Gate(f"{name}: jump at borders / inside, {JUDGED} ticks", ratio, "<=", JUMP, enough, f"naive {other:.3g}"),
+    ]
+
+
+def random_model() -> UnifiedModel:
+    """A small model for the toy world with random weights: it moves, and knows nothing."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        backbone = BackboneConfig(width=16, depth=2, heads=2, registers=2, waist=8)
+        sizes = {"proprio_size": 2, "action_size": 2, "horizon": 16, "video_frames": (), "grid": 2}
+        model = UnifiedModel(ModelConfig(("agentview",), **sizes, backbone=backbone, autoencoder=AutoencoderConfig(32, 8, 2)))
+        for parameter in model.write.parameters():
+            parameter.data.normal_(std=0.1)
+    return model.eval()
