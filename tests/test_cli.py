@@ -281,7 +281,7 @@ def test_the_help_lists_exactly_the_formats_that_there_are_and_which_can_be_writ
                 module.write("nowhere", {}, {})
 
 
-@pytest.mark.parametrize("command", [*cli.COMMANDS, "data show", "data view", "data check"])
+@pytest.mark.parametrize("command", [*cli.COMMANDS, "data show", "data view", "data check", "data copy"])
 def test_every_command_has_help_with_examples(capsys, command):
     with pytest.raises(SystemExit) as stop:
         cli.main([*command.split(), "--help"])
@@ -319,3 +319,11 @@ def test_rendering_without_a_screen_is_set_before_a_command_runs(configs, build,
 
 def test_configs_are_found_beside_the_package():
     assert cli.configs_dir().is_dir() and cli.configs_dir().name == "configs"
+
+
+def test_a_store_is_copied_and_brought_up_to_date_by_one_command(tmp_path, capsys):
+    source = cli.configs_dir().parent / "datasets" / "pusht_state"
+    assert cli.main(["data", "copy", str(source), str(tmp_path / "copy")]) == 0
+    assert cli.main(["data", "copy", str(source), str(tmp_path / "copy")]) == 0
+    assert cli.main(["data", "check", f"file://{tmp_path}/copy"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].endswith("copy: 0.0 MB sent")

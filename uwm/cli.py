@@ -131,9 +131,13 @@ def parser() -> argparse.ArgumentParser:
         "uwm data show runs/lift.zarr", "uwm data view runs/lift.zarr --episode 3", *examples))  # fmt: skip
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
     check = _command(actions, "check", "verify a store's arrays, ends and checksum", examples)
-    check.add_argument("store", type=Path, help="folder of the store")
+    check.add_argument("store", help="folder or URL of the store")
     check.add_argument("--repair", action="store_true", help="set aside what is damaged, so that the rest can be used")
     _looking_parsers(actions)
+    copy = _command(actions, "copy", "copy a store to a folder or a URL; the same command again goes on, or brings the copy up to date", (
+        "uwm data copy runs/lift.zarr s3://bucket/lift.zarr", "uwm data copy s3://bucket/lift.zarr runs/lift.zarr"))  # fmt: skip
+    copy.add_argument("store", help="folder or URL of the store")
+    copy.add_argument("target", help="folder or URL of the copy; keys of an object store come from its own settings")
     fetch = _command(actions, "fetch", "get demonstrations by people: nine of six robosuite tasks, MIT, out of old packages", (
         "uwm data fetch human --out data/human", "uwm convert data/human runs/human.zarr"))  # fmt: skip
     fetch.add_argument("what", choices=["human"], help="human: people who steer simulated arms")
@@ -266,6 +270,11 @@ def _data(parsed: argparse.Namespace) -> int:
         from uwm_data import main_check
 
         return main_check(parsed.store, repair_it=parsed.repair)
+    if parsed.action == "copy":
+        from uwm_data import copy_store
+
+        print(f"{parsed.target}: {copy_store(parsed.store, parsed.target, progress=_megabytes) / 1e6:.1f} MB sent")
+        return 0
     if parsed.action == "fetch":
         from uwm import fetch
 
@@ -274,6 +283,11 @@ def _data(parsed: argparse.Namespace) -> int:
 
     actions = {"show": convert.show, "view": convert.view}
     return actions[parsed.action](parsed)
+
+
+def _megabytes(done: int, total: int) -> None:
+    """A line on stderr that tells how far a copy is."""
+    print(f"\rcopy: {done / 1e6:.1f} of {total / 1e6:.1f} MB", end="\n" if done >= total else "", file=sys.stderr)
 
 
 def _code(result: object) -> int:
