@@ -16,6 +16,7 @@ from uwm_data import FormatError, StreamSpec
 from uwm_data.formats import RawEpisode
 
 FORMATS = {"store": "uwm_data.formats.own", "fake": "fake_formats"}
+AND_ROBOMIMIC = {**FORMATS, "robomimic": "uwm_data.formats.robomimic"}
 SMALL = {
     "front": StreamSpec((8, 12, 3), "uint8", foreign.RATE, "video"),
     "arm": StreamSpec((3,), "float32", foreign.RATE, "state"),
@@ -25,7 +26,7 @@ SMALL = {
 
 
 def script(path, *behaviours):
-    """A source at `path`: one episode for each word ("fine", "refused", "abort", "killed", "memory", "slow", "bug", "nan", "gone")."""
+    """A source at `path`: one episode for each word: "fine", or what goes wrong with it (see `Scripted.read`)."""
     path.write_text(json.dumps({"fake": list(behaviours)}))
     return path
 
@@ -67,6 +68,10 @@ class Scripted:
                 os.abort()
             case "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "killed once":
+                if not self.path.with_suffix(".once").exists():
+                    self.path.with_suffix(".once").touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
             case "memory":
                 raise MemoryError
             case "gone":

@@ -15,7 +15,7 @@ import pytest
 import fake_formats
 from data_episodes import assert_holds, make_store
 from fake_formats import FORMATS, fine, script
-from uwm_data import EpisodeStore, FormatError, StoreError, check, conversion, durable, repair
+from uwm_data import EpisodeStore, FormatError, StoreError, check, conversion, copy_store, durable, repair
 from uwm_data.conversion import convert
 from uwm_data.formats import own
 from uwm_data.note import place_of
@@ -80,6 +80,21 @@ def test_a_store_that_holds_something_else_is_not_continued(tmp_path):
     with pytest.raises(FormatError, match="image_orientation is 'upright' in it and 'upside down' in the episodes to add"):
         own.write(tmp_path / "a.zarr", streams, {"image_orientation": "upside down"})
     own.write(tmp_path / "a.zarr", streams, {}).close()  # and nobody holds its lock
+
+
+def test_a_store_at_a_url_is_converted_and_no_other_format_is_looked_for_there(tmp_path):
+    episodes = make_store(tmp_path / "a.zarr")
+    copy_store(tmp_path / "a.zarr", "memory://lab/a.zarr")
+    report = converted("memory://lab/a.zarr", tmp_path / "b.zarr", verify=True)
+    assert report.source == "memory://lab/a.zarr" and report.format == "store"
+    assert_holds(EpisodeStore.open(tmp_path / "b.zarr"), episodes)
+    assert converted("memory://lab/a.zarr", tmp_path / "b.zarr").added == 0
+    with pytest.raises(FormatError, match="unknown format 'fake'; there are store"):
+        converted("memory://lab/a.zarr", tmp_path / "c.zarr", from_="fake")
+    with pytest.raises(StoreError, match="memory://lab/nothing"):
+        converted("memory://lab/nothing", tmp_path / "c.zarr")
+    converted(f"file://{tmp_path}/a.zarr", tmp_path / "d.zarr")  # a path in other words
+    assert_holds(EpisodeStore.open(tmp_path / "d.zarr"), episodes)
 
 
 # ------------------------------------------------------------------------------------------------------------------- parallel
@@ -238,6 +253,28 @@ def test_a_kill_of_all_processes_at_any_moment_costs_no_episode(tmp_path):
     report = converted(source, target, source_options={"pause_s": 0.01}, skip_bad=True, workers=2)
     assert report.episodes == 60 and report.skipped == {20: "'arm' is cut off"}
     assert holds_fine(target, [*range(20), *range(21, 61)])
+
+
+KILLED_BEFORE_IT_WAS_PUT_TOGETHER = """
+import sys
+sys.path.insert(0, sys.argv[3])
+from fake_formats import AND_ROBOMIMIC
+from uwm_data.conversion import convert
+convert(sys.argv[1], sys.argv[2], "robomimic", workers=0, formats=AND_ROBOMIMIC, skip_bad=True)
+"""
+
+
+def test_a_format_that_is_put_together_at_the_end_is_gone_on_with_and_keeps_its_note(tmp_path):
+    source, target = script(tmp_path / "s.json", "fine", "refused", "fine", "killed once", "fine"), tmp_path / "t.hdf5"
+    command = [sys.executable, "-c", KILLED_BEFORE_IT_WAS_PUT_TOGETHER, source, target, os.path.dirname(__file__)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert not target.exists() and place_of(target).exists()
+    options = {"to": "robomimic", "formats": fake_formats.AND_ROBOMIMIC}
+    with pytest.raises(FormatError, match=r"was begun from .*s\.json.*not from .*other\.json"):
+        converted(script(tmp_path / "other.json", "fine", "fine"), target, **options)
+    report = converted(source, target, verify=True, **options)
+    assert (report.episodes, report.added) == (4, 2) and report.skipped == {1: "'arm' is cut off"}
+    assert all(like.exact for like in report.likeness.values())
 
 
 def test_workers_of_a_killed_parent_end_by_themselves(tmp_path):
@@ -401,10 +438,11 @@ def test_workers_that_cannot_start_are_no_fault_of_an_episode(tmp_path):
         ({"to": "stroe"}, "unknown format 'stroe'"),
         ({"to": "read-only"}, "read-only can be read, but not written"),
         ({"source_options": {"pause": 1}}, "reading fake has no option 'pause', did you mean 'pause_s'"),
-        ({"target_options": {"path": 1}}, "writeing|writing store has no option 'path'; it has shard_bytes"),
+        ({"target_options": {"path": 1}}, "writing store has no option 'path'; it has shard_bytes, compression"),
         ({"target": "s.json"}, "are the same place"),
         ({"target": "s.json/x"}, "one is inside the other"),
         ({"target": "s3://bucket/t.zarr"}, "convert to a local path"),
+        ({"target": "text.txt/t.zarr"}, r"t\.zarr\.conversion\.json cannot be written \(File exists|Not a directory\)"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path, change, words):

@@ -15,7 +15,7 @@ import foreign
 from data_episodes import make_store
 from fake_formats import script
 from test_envs_pusht_store import PLACE
-from uwm_data import EpisodeStore, FormatError, StoreError, StreamSpec
+from uwm_data import EpisodeStore, FormatError, StoreError, StreamSpec, copy_store
 from uwm_data.look import look, spread
 from uwm_data.show import main_show
 from uwm_data.view import main_view
@@ -149,6 +149,12 @@ def test_the_committed_pusht_episodes_are_shown_without_a_picture(here, capsys):
     assert {file: file.stat().st_mtime_ns for file in PLACE.rglob("*")} == before
     with pytest.raises(StoreError, match="has no camera"):
         main_show(PLACE, sheet_file=here / "x.png")
+
+
+def test_a_store_at_a_url_is_shown_and_its_sheet_is_drawn_here(here, capsys):
+    copy_store(foreign_store(here / "toy.zarr"), "memory://lab/toy.zarr")
+    assert main_show("memory://lab/toy.zarr") == 0
+    assert said(capsys)[-1] == f"contact sheet: {here / 'toy_sheet.png'}"
 
 
 def test_what_is_no_dataset_is_refused_by_name(here):

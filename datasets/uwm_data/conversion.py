@@ -23,7 +23,8 @@ from typing import Any
 from uwm_data import cards
 from uwm_data.errors import FormatError, StoreError
 from uwm_data.formats import FORMATS, RawEpisode, Sink, Source, module_of, recognised
-from uwm_data.note import Note, begun, fingerprint, place_of
+from uwm_data.note import Note, begun, fingerprint, is_begun, place_of
+from uwm_data.remote import is_url, local_path
 from uwm_data.streams import reference_stream
 from uwm_data.verification import Likeness, verified
 from uwm_data.workers import in_order, interrupts_held
@@ -85,24 +86,16 @@ def convert(
     Raises StoreError (FormatError below it) naming file, episode and field; whole episodes stay, also after Ctrl-C.
     """
     _refuse_overlap(str(source), str(target))
-    target = Path(target)
-    name, opened = open_source(source, from_, source_options, formats)
+    target, wishes, answers = Path(target), dict(source_options or {}), dict(target_options or {})
+    crew = default_workers() if workers is None else workers
+    name, opened = open_source(source, from_, wishes, formats)
     try:
-        sink_module = _writable(to, formats)
-        _check_options(sink_module.write, to, target_options or {})
+        write = _writer(to, answers, formats)
         if not len(opened):
             raise FormatError(f"{source} holds no episodes")
-        given = (dict(source_options or {}), fingerprint(str(source), opened), to, dict(target_options or {}))
-        note = begun(target, Note(str(source), name, *given))
-        card = cards.complete({key: value for key, value in opened.card.items() if key != "checksum"}, opened.streams)
-        try:
-            sink = sink_module.write(target, opened.streams, card, **(target_options or {}))
-        except BaseException:
-            if not target.exists():
-                place_of(target).unlink(missing_ok=True)
-            raise
+        note = begun(target, Note(str(source), name, wishes, fingerprint(str(source), opened), to, answers))
+        sink = _sink(write, target, opened, answers)
         report = Report(str(source), str(target), name, to, skipped={int(key): told for key, told in note.skipped.items()})
-        crew = default_workers() if workers is None else workers
         _Conversion(opened, sink, target, note, report, skip_bad).run(crew, progress)
         if verify:
             _verify(opened, report, crew, formats)
@@ -116,10 +109,17 @@ def convert(
 def open_source(
     path: str | Path, from_: str | None = None, options: Mapping[str, Any] | None = None, formats: Mapping[str, str] = FORMATS
 ) -> tuple[str, Source]:
-    """(name of the format, the dataset at `path`); FormatError when there is none or an option is unknown."""
-    name = from_ or recognised(path, formats)
+    """(name of the format, the dataset at `path`); FormatError when there is none or an option is unknown.
+
+    What lies at a URL is a store of ours: no other format can be read from there.
+    """
+    if is_url(path):
+        formats = {name: module for name, module in formats.items() if name == "store"}
+    else:
+        path = local_path(path)
+    name = from_ or ("store" if is_url(path) else recognised(path, formats))
     module = module_of(name, formats)
-    _check_options(module.read, name, options or {})
+    _check_options(module.read, f"reading {name}", options or {})
     return name, module.read(path, **(options or {}))
 
 
@@ -177,7 +177,7 @@ class _Conversion:
 
     def _add(self, items: Sequence[int], workers: int, progress: bool) -> None:
         reading = _Reading(self.source, self.sink.encoder())
-        outcomes = in_order(reading, items, workers, f"{self.report.source}: episode") if items else iter(())
+        outcomes = in_order(reading, items, workers, f"{self.report.source}: episode")
         total = len(self.source) - len(self.report.skipped)
         bar = _bar(total, total - len(items), "convert") if progress and items else None
         try:
@@ -188,9 +188,7 @@ class _Conversion:
                 if bar is not None:
                     bar.update()
         finally:
-            close = getattr(outcomes, "close", None)
-            if close:
-                close()
+            outcomes.close()
             if bar is not None:
                 bar.close()
 
@@ -223,8 +221,8 @@ class _Conversion:
 
     def _finish(self) -> None:
         try:
-            with interrupts_held():
-                self.sink.close()
+            # Not held against Ctrl-C, unlike an append: some formats are put together here, which may take long.
+            self.sink.close()
         finally:
             for side, told in (("source", self.source.left_out), ("target", self.sink.left_out)):
                 self.note.left_out[side] = list(dict.fromkeys([*self.note.left_out.get(side, []), *told]))
@@ -247,14 +245,26 @@ def _bar(total: int, have: int, does: str) -> Any:
     return tqdm(total=total, initial=have, desc=does, unit="episode")
 
 
-def _writable(to: str, formats: Mapping[str, str]) -> Any:
+def _writer(to: str, options: Mapping[str, Any], formats: Mapping[str, str]) -> Callable[..., Sink]:
     module = module_of(to, formats)
     if not hasattr(module, "write"):
         raise FormatError(f"{to} can be read, but not written; `uwm convert --help` lists what can be written")
-    return module
+    _check_options(module.write, f"writing {to}", options)
+    return module.write
 
 
-def _check_options(function: Callable, name: str, options: Iterable[str]) -> None:
+def _sink(write: Callable[..., Sink], target: Path, source: Source, options: Mapping[str, Any]) -> Sink:
+    # A checksum names the content of the store that it was read from.
+    card = cards.complete({key: value for key, value in source.card.items() if key != "checksum"}, source.streams)
+    try:
+        return write(target, source.streams, card, **options)
+    except BaseException:
+        if not is_begun(target):
+            place_of(target).unlink(missing_ok=True)
+        raise
+
+
+def _check_options(function: Callable, doing: str, options: Iterable[str]) -> None:
     """Refuse options that a format's `read` or `write` does not know."""
     parameters = inspect.signature(function).parameters
     known = [key for key, value in parameters.items() if key not in ("path", "streams", "card") and value.kind != value.VAR_KEYWORD]
@@ -262,14 +272,14 @@ def _check_options(function: Callable, name: str, options: Iterable[str]) -> Non
         if option not in known:
             close = get_close_matches(option, known, 1)
             hint = f", did you mean {close[0]!r}?" if close else ""
-            raise FormatError(f"{function.__name__}ing {name} has no option {option!r}{hint}; it has {', '.join(known) or 'none'}")
+            raise FormatError(f"{doing} has no option {option!r}{hint}; it has {', '.join(known) or 'none'}")
 
 
 def _refuse_overlap(source: str, target: str) -> None:
     if "://" in target:
-        raise FormatError(f"{target}: convert to a local path, then copy the result there")
-    if "://" in source:
+        raise FormatError(f"{target}: convert to a local path, then copy the result there (uwm_data.copy_store)")
+    if is_url(source):
         return
-    here, there = Path(source).resolve(), Path(target).resolve()
+    here, there = local_path(source).resolve(), Path(target).resolve()
     if here == there or here in there.parents or there in here.parents:
         raise FormatError(f"{target} and its source {source} are the same place, or one is inside the other; choose another path")

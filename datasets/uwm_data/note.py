@@ -1,6 +1,7 @@
 """What a conversion was begun with, kept beside its target, so that it goes on with the same source and no other.
 
     runs/can.hdf5                     the target
+    runs/can.hdf5.partial             its parts, where the format is put together at the end
     runs/can.hdf5.conversion.json     source, options, fingerprint; episodes skipped so far; at the end the report
 
 The note is on disk before the target is, and an episode is noted as skipped before the next one is added. So at any moment
@@ -20,6 +21,7 @@ from uwm_data.errors import FormatError
 from uwm_data.formats import Source
 from uwm_data.journal import canonical, digest_of
 from uwm_data.lock import LOCK_FILE
+from uwm_data.remote import is_url, local_path
 
 SUFFIX = ".conversion.json"
 _SAMPLED_FILES = 64
@@ -41,8 +43,13 @@ class Note:
     report: dict | None = None
 
     def save(self, target: Path) -> None:
-        """Write it beside the target, by one rename."""
-        durable.replace_file(place_of(target), json.dumps(asdict(self), indent=1).encode() + b"\n")
+        """Write it beside the target, by one rename; FormatError when the disk does not take it."""
+        place = place_of(target)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            durable.replace_file(place, json.dumps(asdict(self), indent=1).encode() + b"\n")
+        except OSError as error:
+            raise FormatError(f"{place} cannot be written ({error.strerror or error}); see to that and run the same again") from error
 
 
 def place_of(target: Path) -> Path:
@@ -55,8 +62,7 @@ def begun(target: Path, fresh: Note) -> Note:
 
     FormatError when the target was not begun by a conversion, or by one from another source or with other options.
     """
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    if not is_begun(target):
         fresh.save(target)
         return fresh
     place = place_of(target)
@@ -68,6 +74,12 @@ def begun(target: Path, fresh: Note) -> Note:
         raise FormatError(f"{place} is damaged ({error}); remove it and {target.name}, and convert again") from error
     _refuse_other(target, before, fresh)
     return before
+
+
+def is_begun(target: Path) -> bool:
+    """Is there anything of a target? Formats that are put together at the end keep their parts beside it until then."""
+    is_empty = not target.exists() or (target.is_dir() and not any(target.iterdir()))
+    return not is_empty or target.with_name(target.name + durable.PARTIAL_SUFFIX).exists()
 
 
 def _refuse_other(target: Path, before: Note, now: Note) -> None:
@@ -86,7 +98,7 @@ def fingerprint(path: str, source: Source) -> str:
     samples of the bytes of some. Independent of where it lies and when it was copied.
     """
     streams = {name: spec.to_json() for name, spec in source.streams.items()}
-    files = [] if "://" in path else list(_files(Path(path)))
+    files = [] if is_url(path) else list(_files(local_path(path)))
     return digest_of(canonical([len(source), streams, _plain(source.card), files]))
 
 

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -42,7 +42,7 @@ class Outcome:
     fatal: Exception | None = None
 
 
-def in_order(task: Callable[[int], Any], items: Sequence[int], workers: int, what: str) -> Iterator[Outcome]:
+def in_order(task: Callable[[int], Any], items: Sequence[int], workers: int, what: str) -> Generator[Outcome]:
     """Yields what became of `task(item)` for each item, in the order given, from `workers` processes (0: this one).
 
     `task` is picklable. `StoreError`, running out of memory and a process that dies become the outcome of their item;
@@ -132,7 +132,7 @@ class _Worker:
         return self.process.exitcode
 
 
-def _from_processes(task: Callable[[int], Any], items: Sequence[int], workers: int, what: str) -> Iterator[Outcome]:
+def _from_processes(task: Callable[[int], Any], items: Sequence[int], workers: int, what: str) -> Generator[Outcome]:
     crew: list[_Worker] = []
     waiting: dict[int, Outcome] = {}
     begun = 0

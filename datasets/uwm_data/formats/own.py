@@ -26,9 +26,12 @@ def recognise(path: str | Path) -> bool:
         return False
 
 
-def read(path: str | Path) -> StoreSource:
-    """The episodes of a store, without those that a repair set aside."""
-    return StoreSource(EpisodeStore.open(path))
+def read(path: str | Path, storage_options: Mapping | None = None) -> StoreSource:
+    """The episodes of a store, without those that a repair set aside.
+
+    `path` may be any fsspec URL; `storage_options` go to its file system.
+    """
+    return StoreSource(EpisodeStore.open(path, storage_options=storage_options))
 
 
 def write(
@@ -38,8 +41,6 @@ def write(
 
     `compression` of video frames, all lossless: zstd, lz4 or none; `shard_bytes`: of raw frames in a file.
     """
-    # A checksum names the content of the store that it was read from.
-    card = {key: value for key, value in card.items() if key != "checksum"}
     if not (Path(path) / "zarr.json").exists():
         return StoreSink(EpisodeStore.create(path, streams, card, shard_bytes=shard_bytes, compression=compression))
     store = EpisodeStore.open(path, write=True)
