@@ -49,6 +49,9 @@ def test_a_delay_is_the_quantile_of_what_was_measured_rounded_up():
     for latency in [9.0, *[0.2] * 9, 0.31]:  # the first is forgotten
         delay.add(latency)
     assert delay.ticks == 3 and Delay(ChunkingConfig(delay_ticks=4), 0.1).ticks == 4
+    assert Delay(ChunkingConfig(expected_ticks=3), 0.1).ticks == 3
+    with pytest.raises(ValueError, match="must be >= 0 or null"):
+        ChunkingConfig(expected_ticks=-1)
     exact = Delay(ChunkingConfig(), 0.1)
     exact.add(0.1 * 3)
     assert exact.ticks == 3, "three periods are three ticks, whatever floats make of them"

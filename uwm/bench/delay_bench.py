@@ -104,7 +104,7 @@ def pusht() -> Case:
         Pattern(0.30, "constant", "absent"),
     )
     size = SizeConfig(horizon=20, video_frames=(), backbone=BackboneConfig(width=128, depth=3, heads=4, registers=4, waist=64))
-    learned = TrainConfig(steps=3000, batch=128, precision="float32", objective=ObjectiveConfig(patterns=patterns))
+    learned = TrainConfig(steps=2500, batch=64, precision="float32", objective=ObjectiveConfig(patterns=patterns))
     streams = StreamsConfig(cameras=(), proprio=("state",), action="action")
     trained = train(TrainRun("datasets/pusht_state", str(PUSHT), streams=streams, logger="off", model=size, train=learned))
     return Case("PushT", str(trained), chunk=2, buffer=6, whole=10)
@@ -185,7 +185,8 @@ def world(case: Case, model: UnifiedModel) -> Felt:
 
 def episode(env: Felt, policy: Policy, cell: Cell, seed: int) -> dict[str, float]:
     """One episode: success, best reward (coverage in Push-T), gaps, ticks, how smooth it was and how fast it reacts."""
-    clock, config = VirtualClock(), ChunkingConfig(cell.kind)
+    # A control node measures its latency before it starts, so the delay is known from the first plan on.
+    clock, config = VirtualClock(), ChunkingConfig(cell.kind, expected_ticks=cell.delay + math.ceil(cell.jitter))
     robot = SimulatedRobot(env, clock, seed)
     robot.connect()
     ticks: list[Tick] = []

@@ -43,13 +43,16 @@ class ChunkingConfig:
     """How plans overlap. `kind` one of KINDS.
 
     `delay_ticks`: ticks from asking to joining, None to measure: the `quantile` of the last `window` latencies and
-    `margin_ticks` on top. `decay`: ACT's weight exp(-decay i) of the i-th oldest plan. `clip`: largest guidance weight (RTC's
-    beta). `samples`, `coherence`, `weak_rows`: BID's batch, its weight rho^i on the i-th overlapping action, and the rows of
-    the weak policy that it contrasts with (0: backward coherence only).
+    `margin_ticks` on top. `expected_ticks`: what is assumed before the first measurement, e.g. from a latency budget; None: as
+    many as the model's frames leave room for, so that the first plan is long and lasts until the second. `decay`: ACT's weight
+    exp(-decay i) of the i-th oldest plan. `clip`: largest guidance weight (RTC's beta). `samples`, `coherence`, `weak_rows`:
+    BID's batch, its weight rho^i on the i-th overlapping action, and the rows of the weak policy that it contrasts with (0:
+    backward coherence only).
     """
 
     kind: str = "committed"
     delay_ticks: int | None = None
+    expected_ticks: int | None = None
     quantile: float = 0.95
     window: int = 50
     margin_ticks: int = 0
@@ -62,8 +65,10 @@ class ChunkingConfig:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f"kind of chunking must be one of {KINDS}, got {self.kind!r}")
-        if not 0 < self.quantile <= 1 or min(self.window, self.samples) < 1 or self.margin_ticks < 0 or (self.delay_ticks or 0) < 0:
-            raise ValueError(f"quantile lies in (0, 1], window and samples are >= 1, ticks >= 0, got {self}")
+        if not 0 < self.quantile <= 1 or min(self.window, self.samples) < 1 or self.margin_ticks < 0:
+            raise ValueError(f"quantile lies in (0, 1], window and samples are >= 1, margin_ticks >= 0, got {self}")
+        if min(self.delay_ticks or 0, self.expected_ticks or 0) < 0:
+            raise ValueError(f"delay_ticks and expected_ticks must be >= 0 or null, got {self.delay_ticks} and {self.expected_ticks}")
 
 
 def check(policy: Policy | PolicyCard, config: ChunkingConfig) -> None:
@@ -91,11 +96,11 @@ class Delay:
 
     @property
     def ticks(self) -> int | None:
-        """As configured, or measured; None before the first measurement."""
+        """As configured, or measured; before the first measurement as expected, None where nothing is."""
         if self.config.delay_ticks is not None:
             return self.config.delay_ticks
         if not self.latencies_s:
-            return None
+            return self.config.expected_ticks
         late_s = np.quantile(np.array(self.latencies_s), self.config.quantile, method="higher")
         return math.ceil(late_s / self.period_s - 1e-6) + self.config.margin_ticks
 

@@ -85,7 +85,7 @@ class Listener(Protocol):
 class Statistics:
     """Counts of a run. `gaps`: ticks after the first action for which no plan had one. `ended`: why the run was over.
 
-    `starts`: ticks whose action began a plan; `missing` {sensor: ticks}; `first_action_s` seconds from the start.
+    `missing` {sensor: ticks}; `behaviours` {verdict: ticks}; `first_action_s` seconds from the start.
     """
 
     ticks: int = 0
@@ -106,7 +106,8 @@ class Statistics:
 
     def summary(self) -> dict:
         """Plain figures: counts, latency of plans and lateness of ticks (jitter) in milliseconds."""
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.name.endswith("ies_s") and f.name != "delays_s"}
+        series = ("latencies_s", "delays_s")
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in series}
         plain |= {"missing": dict(self.missing), "behaviours": dict(self.behaviours)}
         for name, values in (("latency_ms", self.latencies_s), ("jitter_ms", self.delays_s)):
             scaled = [1e3 * value for value in values]
@@ -163,12 +164,10 @@ class Senses:
         """Takes over what is usable; names the sensors whose value is old, or gone."""
         missing = []
         for name, sensor in self.sensors.items():
-            if name in readings and self._usable(name, readings[name].value):
+            usable = name in readings and self._usable(name, readings[name].value)
+            if usable:
                 self.seen[name] = readings[name]
-            elif name in readings or name not in self.seen or self._period_over(name, now_s):
-                missing.append(name)
-                continue
-            if name in self.seen and now_s - self.seen[name].stamp_s > sensor.stale_after_s:
+            if not usable or now_s - readings[name].stamp_s > sensor.stale_after_s:
                 missing.append(name)
         return tuple(missing)
 
@@ -179,9 +178,6 @@ class Senses:
         with contextlib.suppress(ValueError):
             return bool(History(1).add({name: value}))
         return False
-
-    def _period_over(self, name: str, now_s: float) -> bool:
-        return now_s - self.seen[name].stamp_s > 1.5 / self.sensors[name].rate_hz
 
     def observation(self, now_s: float) -> dict[str, np.ndarray] | None:
         """What a policy may act on: no camera older than its limit; None while proprioception is, or was never seen."""
