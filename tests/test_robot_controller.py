@@ -11,9 +11,9 @@ from oracle import unchecked_shapes
 from uwm.core import roles
 from uwm.robot import evaluate as evaluation
 from uwm.robot.chunking import KINDS, ChunkingConfig, Planner
-from uwm.robot.clock import VirtualClock
+from uwm.robot.clock import MonotonicClock, VirtualClock
 from uwm.robot.controller import Controller, Tick
-from uwm.robot.inference import Answer, VirtualWorker
+from uwm.robot.inference import Answer, ThreadWorker, VirtualWorker
 from uwm.robot.interface import ActionSpec, Reading, RobotError, RobotSpec, SensorSpec
 from uwm.robot.policy import Policy, PolicyCard, PolicyConfig
 from uwm.robot.robots.simulated import SimulatedRobot
@@ -276,6 +276,18 @@ def test_actions_are_clipped_and_a_resting_velocity_is_zero():
     resting = [float(tick.sent[0]) for tick in watching.ticks if tick.proposed is None]
     assert len(resting) >= 10 and set(resting) == {0.0}
     assert any(tick.verdict.reason == "limited by position" for tick in watching.ticks)
+
+
+def test_the_same_loop_runs_on_the_wall_clock_with_a_real_thread():
+    """Generous: a busy machine may miss periods, but what is sent belongs to its tick and nothing is lost at the end."""
+    controller, robot, planner, watching = counting(delay_ticks=2)
+    controller.clock = robot.clock = MonotonicClock()
+    controller.worker = ThreadWorker(planner, controller.clock)
+    statistics = controller.run(10)
+    controller.worker.close()
+    assert statistics.plans >= 1 and statistics.failures == 0 and robot.stopped == 1
+    assert statistics.ticks + statistics.missed >= 10 and len(robot.sent) >= 1
+    assert all(tick.began_s >= tick.due_s for tick in watching.ticks)
 
 
 # ---- with a network --------------------------------------------------------------------------------------------------
