@@ -26,7 +26,7 @@ EXTRA_OF = {
     "robosuite": "sim", "mujoco": "sim", "gymnasium": "sim", "cv2": "sim",
     "zarr": "data", "numcodecs": "data", "google_crc32c": "data", "h5py": "data", "pyarrow": "data", "av": "data",
     "hydra": "train", "omegaconf": "train", "wandb": "train", "tqdm": "train",
-    "websockets": "serve", "msgpack": "serve",
+    "websockets": "serve", "msgpack": "serve", "mcap": "record",
     "matplotlib": "viz", "PIL": "viz",
     "rerun": "view",
 }  # fmt: skip
@@ -189,6 +189,10 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
         "uwm collect", "uwm collect world=stack episodes=20 out=runs/stack.zarr")),
     "train": ("train one model on a store; a second run resumes", ("uwm train", "uwm train train.steps=200 logger=off")),
     "eval": ("run a checkpoint in closed loop and report success, calls and latency", ("uwm eval", "uwm eval policy=chunked rollouts=10")),
+    "control": ("drive a robot with a checkpoint, on the wall clock", (
+        "uwm control duration_s=60 record=runs/acted.zarr", "uwm control robot=replay options='{data: runs/lift.zarr}' monitor=run.rrd",
+        "uwm control server=ws://127.0.0.1:8000 bag=run.mcap")),
+    "serve": ("serve a checkpoint to clients over the network", ("uwm serve", "uwm serve server.port=9000 policy.rows=8")),
     "demo": ("collect, train, run and report in one go; finished stages are reused", ("uwm demo", "uwm demo out=runs/mine")),
 }  # fmt: skip
 COMMANDS = (*RUNS, "explain", "bench", "import-checkpoint", "convert", "data")
@@ -257,6 +261,14 @@ def _dispatch(arguments: list[str]) -> int:
 
         return _code(build.bench(parsed.name, quick=parsed.quick, out=parsed.out))
     config = compose(parsed.config, parsed.overrides)  # before the heavy imports: a typing error answers at once
+    if parsed.command == "control":
+        from uwm import control
+
+        return control.control(config)
+    if parsed.command == "serve":
+        from uwm import serve
+
+        return serve.serve(config)
     from uwm import build
 
     runs: dict[str, Callable[[dict], int | None]] = {

@@ -219,6 +219,11 @@ class Controller:
         self._last: np.ndarray | None = None
         self._lost_s: float | None = None
 
+    @property
+    def memory(self) -> dict[str, np.ndarray] | None:
+        """The policy's memory after its newest plan, as it travels; None before the first."""
+        return self._memory
+
     def run(self, ticks: int | None = None, until: Callable[[Tick], str] | None = None) -> Statistics:
         """Runs `ticks` periods, or until `until(tick)` says why to end; the robot stands still after it, whatever happened."""
         begin_s, index = self.clock.now_s(), 0
