@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from uwm.core import plans
-from uwm.core.config import ConfigError, from_mapping
+from uwm.core.config import ConfigError, from_mapping, to_mapping
 from uwm.learn.checkpoint import CheckpointError
+from uwm.robot.chunking import ChunkingConfig, Planner
 from uwm.robot.policy import Policy, PolicyConfig
 from uwm.robot.server import PolicyServer, ServerConfig, is_loopback
 from uwm.robot.session import Schema, Served, Session
@@ -27,13 +28,15 @@ TOKEN = "UWM_TOKEN"  # the environment's name for it: a token in a config or on 
 
 @dataclass(frozen=True)
 class ServeRun:
-    """`checkpoint` served as `policy`; `member`: whose robot of a mixture; `seed` of every session's noise; `threads` of the model.
+    """`checkpoint` served as `policy`; `chunking` of controllers that send jobs; `member`: whose robot of a mixture; `seed` of every
+    session's noise; `threads` of the model.
 
     `names`: further names of observation keys, {theirs: ours}. `token_file`: a file with the token (or the environment's UWM_TOKEN).
     """
 
     checkpoint: str = "runs/lift/model"
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    chunking: ChunkingConfig = field(default_factory=ChunkingConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     member: str = ""
     seed: int = 0
@@ -74,14 +77,16 @@ def load(run: ServeRun) -> Served:
         config.cameras, config.autoencoder.image_size, sizes[1], sizes[0], run.policy.chunk, _names(run, config.cameras),
         None if low is None or high is None else tuple(low), None if low is None or high is None else tuple(high),
     )  # fmt: skip
-    return Served(policy, schema, about(run, card), levels(run.policy))
+    told = {**about(run, card), "policy": to_mapping(run.policy), "chunking": to_mapping(run.chunking), "horizon": policy.horizon}
+    example = {name: value.numpy() for name, value in policy.start([0]).tensors().items()}
+    return Served(policy, schema, told, levels(run.policy), Planner(policy, run.chunking), example)
 
 
 def about(run: ServeRun, card: dict) -> dict:
     """What a client may know of the checkpoint: its conventions and units, and nothing of this machine's paths."""
     told = ("robot", "env", "rate_hz", "image_orientation", "action", "proprio", "instruction", "step")
     kept = {name: card[name] for name in told if card.get(name) is not None}
-    kept["policy"] = f"{run.policy.kind}, {run.policy.rows} rows, {run.policy.chunks} chunks of {run.policy.chunk}"
+    kept["serves"] = f"{run.policy.kind}, {run.policy.rows} rows, {run.policy.chunks} chunks of {run.policy.chunk}"
     return {"checkpoint": f"{Path(run.checkpoint).name}, step {card['step']}, data {card.get('data_checksum', 'unknown')[:8]}", **kept}
 
 

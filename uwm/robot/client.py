@@ -1,7 +1,8 @@
 """Asking a policy for actions: in this process, in another one through shared memory, or over a network; one interface.
 
 ```
-session.act(observation, executed=None) -> actions (chunk, A)        session.reset(seed=None)        session.close()
+session.act(observation, executed=None) -> actions (chunk, A)     an episode there: reset(seed=None), close()
+session.plan(job) -> answer                                       a controller's job, which carries its memory
 
 LocalSession          the policy itself
 SharedMemorySession   observation --shared block--> process --shared block--> actions        no network, no copies by a socket
@@ -25,8 +26,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from uwm.core.config import from_mapping
 from uwm.robot import wire
 from uwm.robot.clock import Clock, MonotonicClock
+from uwm.robot.inference import Answer, Job
+from uwm.robot.policy import PolicyCard, PolicyConfig
 from uwm.robot.processes import deaf_to_interrupts
 from uwm.robot.session import Served, Session
 
@@ -49,6 +53,9 @@ class ActingSession(Protocol):
     def act(self, observation: Mapping[str, np.ndarray], executed: np.ndarray | None = None, stamp_s: float | None = None) -> np.ndarray:
         """Actions (chunk, A) in physical units. PolicyError when there are none in time."""
 
+    def plan(self, job: Job) -> Answer:
+        """The answer to a controller's job."""
+
     def reset(self, seed: int | None = None) -> None:
         """Begins a new episode with its next `act`."""
 
@@ -67,13 +74,24 @@ class _Numbered:
     def act(self, observation: Mapping[str, np.ndarray], executed: np.ndarray | None = None, stamp_s: float | None = None) -> np.ndarray:
         """Actions (chunk, A) in physical units. PolicyError when there are none in time."""
         extra = {"executed": executed, "stamp_s": stamp_s}
-        request = {**observation, **self._reset, **{name: value for name, value in extra.items() if value is not None}}
-        request["sequence"] = self.sequence
-        self.sequence += 1  # whatever happens now, this number is never used for another request
-        answer = self._ask(request)
-        if answer.get("sequence") != request["sequence"]:
-            raise PolicyError(f"answer {answer.get('sequence')} came to request {request['sequence']}: another server than ours?")
-        self._reset, self.answer = {}, answer
+        given = {name: value for name, value in extra.items() if value is not None}
+        actions = self._asked({**observation, **self._reset, **given})
+        self._reset = {}
+        return actions
+
+    def plan(self, job: Job) -> Answer:
+        """What a `Planner` there makes of a controller's job: give this method to a worker. PolicyError when nothing comes in time."""
+        fields = {name: getattr(job, name) for name in Job.__dataclass_fields__ if name != "submitted_s"}
+        actions = self._asked({"plan": fields})
+        memory = {name: np.array(value) for name, value in self.answer["memory"].items()}
+        return Answer(actions, memory, self.answer["calls"])
+
+    def _asked(self, request: dict) -> np.ndarray:
+        number, self.sequence = self.sequence, self.sequence + 1  # whatever happens now, the number is used for no other request
+        answer = self._ask({**request, "sequence": number})
+        if answer.get("sequence") != number or not isinstance(answer.get("actions"), np.ndarray):
+            raise PolicyError(f"an answer {answer.get('sequence')!r:.20} came to request {number}: what answers is no server of ours")
+        self.answer = answer
         return np.array(answer["actions"], np.float32)
 
     def reset(self, seed: int | None = None) -> None:
@@ -241,6 +259,14 @@ class PolicyClient(_Numbered):
         self.reconnects = -1  # the first connection is none
         self._until(self._connected)
 
+    @property
+    def card(self) -> PolicyCard:
+        """What a controller must know of the policy over there."""
+        if "horizon" not in self.metadata:
+            raise PolicyError(f"{self.url} takes no jobs of a controller: it is no `uwm serve`, or of another version")
+        config = from_mapping(PolicyConfig, self.metadata["policy"], self.url)
+        return PolicyCard(config, self.metadata["horizon"], tuple(self.metadata["cameras"]))
+
     def _ask(self, request: dict) -> Mapping[str, Any]:
         answer = self._until(lambda until_s: self._exchange(request, until_s))
         self._session = answer.get("session", self._session)
@@ -340,4 +366,5 @@ def _websocket(token: str, certificate: str | None) -> Callable[[str, float], An
         options["proxy"] = None  # a robot's actions take no detour
     if certificate:
         options["ssl"] = ssl.create_default_context(cafile=certificate)
-    return lambda url, timeout_s: connect(url, open_timeout=timeout_s, **options)
+    # From 17 on a connection is opened by entering; before, it was open and entering returned it.
+    return lambda url, timeout_s: connect(url, open_timeout=timeout_s, **options).__enter__()

@@ -47,7 +47,7 @@ from uwm.robot.session import RequestError, Served, Session
 
 log = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page" / "index.html"
-PICTURE = 48  # pixels a side of a camera on the page
+PICTURE = 64  # pixels a side of a camera on the page
 PICTURED = 4  # sessions with pictures on the page
 
 
@@ -322,8 +322,9 @@ class PolicyServer:
     async def _throttle(self, seat: Seat) -> None:
         """Waits where a session asks faster than it may: its client is slowed down, nothing is lost."""
         now_s = self.clock.now_s()
-        # A quarter of a second may be asked for at once: a client that waited catches up.
-        seat.next_s = max(seat.next_s, now_s - 0.25) + 1 / self.config.requests_hz
+        # A quarter of a second's requests, or one, may come at once: a client that was held up catches up.
+        period_s = 1 / self.config.requests_hz
+        seat.next_s = max(seat.next_s, now_s - max(0.25, period_s)) + period_s
         if seat.next_s > now_s:
             self.metrics.add("throttled")
             await asyncio.sleep(seat.next_s - now_s)

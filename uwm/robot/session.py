@@ -20,13 +20,17 @@ is a plain dict of arrays and numbers (`uwm.robot.wire` makes bytes of it); its 
 | `executed` | (chunk, A) what was really sent since the last answer; without it, that answer as it was |
 | `reset`, `seed` | true begins a new episode first, with this seed of the noise |
 | `stamp_s` | when the observation was made, in the client's seconds: comes back as it was |
+| `plan` | the fields of a `uwm.robot.inference.Job` in the place of all others but `sequence` |
+
+A job carries its memory with it and takes the new one home, so a controller's episode lives in the controller: any server of
+the same checkpoint goes on with it, also one that was started a moment ago, with the very same actions.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,7 +38,9 @@ import torch
 from torch.nn.functional import interpolate
 
 from uwm.robot.history import History, observe
+from uwm.robot.inference import Answer, Job
 
+LONGEST = 1000  # actions in a job's queue, or executed since the last one
 FIELDS = ("session", "sequence", "executed", "reset", "seed", "stamp_s", "deadline_s", "prompt")
 
 
@@ -69,6 +75,11 @@ class Schema:
     names: Mapping[str, str] = field(default_factory=dict)
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
+
+    def __post_init__(self):
+        for name in ("low", "high"):
+            if len(getattr(self, name) or [0] * self.action_size) != self.action_size:
+                raise ValueError(f"{name} needs {self.action_size} limits, one per number of an action, got {getattr(self, name)}")
 
     @property
     def keys(self) -> dict[str, str]:
@@ -125,18 +136,27 @@ class Schema:
             raise RequestError(f"{wanted} of at most 4096 pixels a side, got {value.shape}")
         return resized(value, self.image_size)
 
-    def executed(self, request: Mapping[str, Any]) -> np.ndarray | None:
-        """What the request says was sent to the robot since the last answer, (chunk, A)."""
-        value = request.get("executed")
-        if value is None:
-            return None
-        value = np.asarray(value)
-        if value.dtype.kind not in "iuf" or value.shape != (self.chunk, self.action_size) or not np.isfinite(value).all():
-            raise RequestError(
-                f"'executed' must be {self.chunk} actions of {self.action_size} finite numbers, got {value.dtype} {value.shape}: "
-                "what was really sent to the robot since the last answer"
-            )
+    def actions(self, request: Mapping[str, Any], name: str, count: int | None = None) -> np.ndarray:
+        """Some actions of a request in physical units, (count, A), or any number of them up to LONGEST."""
+        value = request.get(name)
+        fits = isinstance(value, np.ndarray) and value.dtype.kind in "iuf" and value.ndim == 2 and value.shape[1] == self.action_size
+        if not fits or len(value) != (len(value) if count is None else count) or len(value) > LONGEST or not np.isfinite(value).all():
+            arrived = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+            many = f"at most {LONGEST}" if count is None else count
+            raise RequestError(f"{name!r} must be an array of {many} actions of {self.action_size} finite numbers, got {arrived}")
         return value.astype(np.float32)
+
+    def job(self, plan: Any) -> Job:
+        """A controller's job that arrived as a map. RequestError says what does not fit; the memory is checked apart."""
+        if not isinstance(plan, Mapping) or not isinstance(plan.get("observation"), Mapping) or set(plan) - set(Job.__dataclass_fields__):
+            raise RequestError(f"'plan' must be a map with the fields of a job, {sorted(Job.__dataclass_fields__)}")
+        numbers = {
+            name: _number(plan, name, default) for name, default in (("index", 0), ("tick", 0), ("delay", 0), ("count", 1), ("seed", 0))
+        }
+        if not 1 <= numbers["count"] <= LONGEST:
+            raise RequestError(f"'count' must be 1 to {LONGEST} chunks, got {numbers['count']}")
+        arrays = {name: self.actions(plan, name) for name in ("queue", "executed")}
+        return Job(observation=self.observation(plan["observation"]), restart=plan.get("restart") is True, **numbers, **arrays)
 
     def clip(self, actions: np.ndarray) -> np.ndarray:
         """Actions inside the limits of the training data's robot, as in evaluation."""
@@ -161,12 +181,24 @@ class Served:
     """A policy that can be asked: what observations it takes, what is told about it, and how full its buffer is.
 
     `about`: plain values for a client (checkpoint, units, rate). `levels`: memory -> one noise level per chunk of the buffer.
+    `planner`: what answers a controller's jobs; `example`: a job's memory, to which those that arrive are compared.
     """
 
     policy: Acting
     schema: Schema
     about: Mapping[str, Any] = field(default_factory=dict)
     levels: Callable[[Any], list[float]] | None = None
+    planner: Callable[[Job], Answer] | None = None
+    example: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def memory(self, arrived: Any) -> dict[str, np.ndarray] | None:
+        """A job's memory, refused unless it has the names, dtypes and shapes of ours (any number of samples of the moment)."""
+        if arrived is None:
+            return None
+        fits = isinstance(arrived, Mapping) and set(arrived) == set(self.example)
+        if not fits or not all(_alike(arrived[name], like) for name, like in self.example.items()):
+            raise RequestError("the job's memory is none of this policy's: start the episode anew with memory None")
+        return {name: np.array(value) for name, value in arrived.items()}
 
 
 class Session:
@@ -193,7 +225,10 @@ class Session:
             raise RequestError(f"'reset' must be true or false, got {reset!r:.40}")
         stamp = _stamp(request)
         nothing_to_see = bool(reset) and not any(key in self.served.schema.keys for key in request)
-        answer = self._begun(request) if nothing_to_see else self._acted(request, bool(reset))
+        if "plan" in request:
+            answer = self._planned(request)
+        else:
+            answer = self._begun(request) if nothing_to_see else self._acted(request, bool(reset))
         self.requests += 1
         self.sequence, self.last = sequence, {**answer, "sequence": sequence, **stamp}
         return {**self.last, "repeated": False}
@@ -206,10 +241,24 @@ class Session:
         self.memory, self.sent, self.seen = self.served.policy.start([_number(request, "seed", self.seed)]), None, {}
         return {"reset": True, "calls": 0}
 
+    def _planned(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """A controller's job: nothing of the episode stays here."""
+        if self.served.planner is None:
+            raise RequestError("this policy takes no jobs of a controller, only observations")
+        others = set(request) - {"plan", "session", "sequence", "deadline_s"}
+        if others:
+            raise RequestError(f"a request with a 'plan' has nothing else in it, got also {sorted(map(str, others))}")
+        job, memory = self.served.schema.job(request["plan"]), self.served.memory(request["plan"].get("memory"))
+        answer = self.served.planner(replace(job, memory=memory))
+        self.seen = job.observation
+        self.calls, self.actions = self.calls + answer.calls, self.actions + len(answer.actions)
+        return {"actions": answer.actions, "memory": answer.memory, "calls": answer.calls}
+
     def _acted(self, request: Mapping[str, Any], reset: bool) -> dict[str, Any]:
         """Nothing of the session changes unless all of it went well."""
         policy, schema = self.served.policy, self.served.schema
-        seen, executed = schema.observation(request), schema.executed(request)
+        seen = schema.observation(request)
+        executed = schema.actions(request, "executed", schema.chunk) if "executed" in request else None
         memory, sent = (None, None) if reset else (self.memory, self.sent)
         if memory is None:
             memory = policy.start([_number(request, "seed", self.seed)])
@@ -226,6 +275,16 @@ class Session:
         self.memory, self.sent, self.seen = memory, actions, seen
         self.calls, self.actions = self.calls + calls, self.actions + len(actions)
         return {"actions": actions, "calls": calls, "reset": reset}
+
+
+def _alike(arrived: Any, like: np.ndarray) -> bool:
+    """Whether an array is as another but for its first axis, the number of samples."""
+    return (
+        isinstance(arrived, np.ndarray)
+        and arrived.dtype == like.dtype
+        and arrived.shape[1:] == like.shape[1:]
+        and 0 < arrived.size <= 64 * like.size
+    )
 
 
 def _number(request: Mapping[str, Any], name: str, default: int) -> int:

@@ -22,8 +22,7 @@ from typing import Any
 
 import numpy as np
 
-NUMBERS = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")  # every other dtype is refused: objects, records, complex, dates
-TEXTS = re.compile(r"[<>|=]?[US]\d{1,6}")
+NUMBERS = re.compile(r"[<>|](b1|[iu][1248]|f[248])")  # every other dtype is refused: objects, records, complex, dates
 LARGEST_RANK = 8
 
 
@@ -42,9 +41,9 @@ class Limits:
 
 def pack(message: Any) -> bytes:
     """The bytes of plain values and arrays. Raises WireError for what has no place in a message."""
-    parts: list[bytes] = []
-    _write(message, parts, 0)
-    return b"".join(parts)
+    out = bytearray()
+    _write(message, out, 0)
+    return bytes(out)
 
 
 def unpack(data: bytes, limits: Limits = Limits()) -> Any:
@@ -63,33 +62,33 @@ def unpack(data: bytes, limits: Limits = Limits()) -> Any:
 # ---------------------------------------------------------------------------------------------------------------- writing
 
 
-def _write(value: Any, parts: list[bytes], depth: int) -> None:
+def _write(value: Any, out: bytearray, depth: int) -> None:
     if depth > 32:
         raise WireError("maps and lists inside each other deeper than 32 levels, or one that holds itself")
     match value:
         case None:
-            parts.append(b"\xc0")
+            out += b"\xc0"
         case bool():
-            parts.append(b"\xc3" if value else b"\xc2")
+            out += b"\xc3" if value else b"\xc2"
         case int():
-            parts.append(_integer(value))
+            out += _integer(value)
         case float():
-            parts.append(b"\xcb" + struct.pack(">d", value))
+            out += b"\xcb" + struct.pack(">d", value)
         case str():
-            _write_sized(value.encode(), parts, (0xA0, 32), (0xD9, 0xDA, 0xDB))
+            _write_sized(value.encode(), out, (0xA0, 32), (0xD9, 0xDA, 0xDB))
         case bytes() | bytearray() | memoryview():
-            _write_sized(bytes(value), parts, (0, 0), (0xC4, 0xC5, 0xC6))
+            _write_sized(bytes(value), out, (0, 0), (0xC4, 0xC5, 0xC6))
         case np.ndarray() | np.generic():
-            _write(_plain(value), parts, depth)
+            _write(_plain(value), out, depth)
         case dict():
-            _write_head(len(value), parts, (0x80, 16), (None, 0xDE, 0xDF))
+            _write_head(len(value), out, (0x80, 16), (None, 0xDE, 0xDF))
             for key, each in value.items():
-                _write(key, parts, depth + 1)
-                _write(each, parts, depth + 1)
+                _write(key, out, depth + 1)
+                _write(each, out, depth + 1)
         case list() | tuple():
-            _write_head(len(value), parts, (0x90, 16), (None, 0xDC, 0xDD))
+            _write_head(len(value), out, (0x90, 16), (None, 0xDC, 0xDD))
             for each in value:
-                _write(each, parts, depth + 1)
+                _write(each, out, depth + 1)
         case _:
             raise WireError(f"a message holds numbers, text, bytes, maps, lists and numpy arrays, got {type(value).__name__}")
 
@@ -97,8 +96,7 @@ def _write(value: Any, parts: list[bytes], depth: int) -> None:
 def _plain(value: np.ndarray | np.generic) -> dict:
     """An array or a numpy scalar as the map that stands for it."""
     name = value.dtype.str
-    allowed = NUMBERS.fullmatch(name) or (isinstance(value, np.generic) and TEXTS.fullmatch(name))
-    if not allowed:
+    if not NUMBERS.fullmatch(name):
         raise WireError(f"arrays hold numbers or booleans of at most 8 bytes, got dtype {value.dtype}: convert it before sending")
     if isinstance(value, np.ndarray):
         return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": name, b"shape": value.shape}
@@ -121,19 +119,19 @@ _INTEGERS += [
 ]
 
 
-def _write_sized(data: bytes, parts: list[bytes], short: tuple[int, int], codes: tuple[int, int, int]) -> None:
-    _write_head(len(data), parts, short, codes)
-    parts.append(data)
+def _write_sized(data: bytes, out: bytearray, short: tuple[int, int], codes: tuple[int, int, int]) -> None:
+    _write_head(len(data), out, short, codes)
+    out += data
 
 
-def _write_head(count: int, parts: list[bytes], short: tuple[int, int], codes: tuple[int | None, int, int]) -> None:
+def _write_head(count: int, out: bytearray, short: tuple[int, int], codes: tuple[int | None, int, int]) -> None:
     """`short`: code and bound of the one-byte form; `codes`: forms with a length of 1, 2 and 4 bytes."""
     if count < short[1]:
-        parts.append(bytes([short[0] | count]))
+        out += bytes([short[0] | count])
         return
     for code, form, bound in zip(codes, (">B", ">H", ">I"), (2**8, 2**16, 2**32), strict=True):
         if code is not None and count < bound:
-            parts.append(bytes([code]) + struct.pack(form, count))
+            out += bytes([code]) + struct.pack(form, count)
             return
     raise WireError(f"too long for a message: {count}")
 
@@ -244,10 +242,10 @@ def _scalar(found: dict) -> np.generic:
     if set(found) != {b"__npgeneric__", b"data", b"dtype"} or found[b"__npgeneric__"] is not True:
         raise WireError("a numpy scalar is a map of exactly __npgeneric__ (true), data and dtype")
     data, name = found[b"data"], found[b"dtype"]
-    if not isinstance(name, str) or not (NUMBERS.fullmatch(name) or TEXTS.fullmatch(name)):
-        raise WireError(f"a scalar's dtype is a number, a boolean or text, got {name!r:.40}")
+    if not isinstance(name, str) or not NUMBERS.fullmatch(name):
+        raise WireError(f"a scalar's dtype is one of booleans, integers and floats of at most 8 bytes, got {name!r:.40}")
     dtype = np.dtype(name)
-    wanted = {"b": bool, "i": int, "u": int, "f": float, "U": str, "S": bytes}[dtype.kind]
+    wanted = {"b": bool, "i": int, "u": int, "f": float}[dtype.kind]
     if type(data) is not wanted and not (wanted is float and type(data) is int):
         raise WireError(f"a scalar of {name} holds a {wanted.__name__}, got {type(data).__name__}")
     if dtype.kind in "iu" and not np.iinfo(dtype).min <= data <= np.iinfo(dtype).max:
