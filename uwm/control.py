@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from uwm.core.config import ConfigError, from_mapping, unknown
@@ -46,7 +47,8 @@ from uwm.runs import WorldConfig
 from uwm.training import load_model
 
 ROBOTS = ("simulated", "replay", "franka", "dds", "lerobot")
-HUNG_S = 2.0  # a plan that takes so long is given up
+HUNG_S = 5.0  # a plan that takes so long is given up; the safety layer holds the robot long before
+ANSWER_S = 2.0  # for a server
 
 
 class ControlError(ValueError):
@@ -167,10 +169,17 @@ def _here(run: ControlRun, clock: Clock, spec: RobotSpec, delay_s: Callable | No
 
 
 def planner(run: ControlRun) -> Callable[[Job], Answer]:
-    """What a worker computes with; called in its process."""
+    """What a worker computes with, warm; called in its process."""
     torch.set_num_threads(run.threads)
-    plan = Planner(Policy(load_model(run.checkpoint, run.member)[0], run.policy), run.controller)
-    return plan if run.precision == "float32" else partial(_in_bfloat16, plan)
+    model = load_model(run.checkpoint, run.member)[0]
+    plan = Planner(Policy(model, run.policy), run.controller)
+    plan = plan if run.precision == "float32" else partial(_in_bfloat16, plan)
+    action, proprio = model.config.sizes(run.member or model.config.acting)
+    side, none = model.config.autoencoder.image_size, np.zeros((0, action), np.float32)
+    blank = {name: np.zeros((side, side, 3), np.uint8) for name in model.config.cameras}
+    # The first plan of a process is several times slower: a robot must not be the one to wait for it.
+    plan(Job(0, 0, {**blank, "proprio": np.zeros(proprio, np.float32)}, none, none))
+    return plan
 
 
 def _in_bfloat16(plan: Planner, job: Job) -> Answer:
@@ -199,7 +208,7 @@ def _elsewhere(run: ControlRun, clock: Clock, spec: RobotSpec) -> Brain:
     from uwm.robot.client import PolicyClient, PolicyError
 
     try:
-        client = PolicyClient(run.server, clock, os.environ.get("UWM_TOKEN", ""), HUNG_S, run.certificate)
+        client = PolicyClient(run.server, clock, os.environ.get("UWM_TOKEN", ""), ANSWER_S, run.certificate)
         policy, told = client.card, client.metadata
     except PolicyError as error:
         raise ControlError(str(error)) from error
@@ -208,7 +217,7 @@ def _elsewhere(run: ControlRun, clock: Clock, spec: RobotSpec) -> Brain:
         raise ConfigError(f"{run.server} plans for controllers of kind {kind!r}, this one is {ours!r}: add controller.kind={kind}")
     checkpoints.refuse_mismatch(told, dict(spec.card))
     _refuse_other_sizes(spec, policy.cameras, None, told["action_size"], told["proprio_size"])
-    return Brain(policy, ThreadWorker(client.plan, clock, 2 * HUNG_S), f"{run.server}: {told['checkpoint']}")
+    return Brain(policy, ThreadWorker(client.plan, clock, HUNG_S), f"{run.server}: {told['checkpoint']}")
 
 
 def _refuse_other_sizes(spec: RobotSpec, cameras: tuple[str, ...], side: int | None, action: int, proprio: int) -> None:
@@ -384,7 +393,8 @@ class Session:
         """One episode's figures and recording."""
         success = getattr(self.robot, "success", None)
         is_whole = statistics.ended == "episode"
-        self.outcomes.append({"seed": seed, "success": success, "ticks": statistics.ticks, "whole": is_whole})
+        slipped = getattr(self.robot, "slipped", 0)
+        self.outcomes.append({"seed": seed, "success": success, "ticks": statistics.ticks, "whole": is_whole, "slipped": slipped})
         self.watch.successes += bool(success)
         self.watch.episodes += is_whole
         _sum_up(self.total, statistics)
@@ -405,7 +415,7 @@ class Session:
             "episodes": self.outcomes, "successes": sum(each["success"] for each in whole), "judged": len(whole),
             **{name: value for name, value in figures.items() if name != "ended"},
             "limited": dict(self.watch.limited), "reasons": dict(self.watch.reasons), "memory_mb": self.watch.memory(),
-            "recorded": self.recorded, "troubles": troubles, "slipped": getattr(self.robot, "slipped", 0),
+            "recorded": self.recorded, "troubles": troubles, "slipped": sum(each["slipped"] for each in self.outcomes),
             "budget": {"delay_ticks": budget.delay_ticks, "fits": budget.fits, "plan_ms": {k: 1e3 * v for k, v in budget.plan_s.items()}},
         }  # fmt: skip
 
@@ -465,5 +475,6 @@ def page(told: dict) -> str:
         f"  safety   {told_of(told['behaviours'])}; limited: {told_of(told['limited'])}",
         f"  memory   {memory['start']:.0f} MB at the start, {memory['end']:.0f} at the end, growth once warm {memory['growth']:+.0f}",
     ]
+    lines += [f"  world    {told['slipped']} periods too slow: it ran in slow motion"] if told["slipped"] else []
     lines += [f"  recorded episodes {told['recorded']}"] if told["recorded"] else []
     return "\n".join([*lines, *(f"  trouble  {name}: {words}" for name, words in told["troubles"].items())])

@@ -1,0 +1,286 @@
+"""`uwm control` on the toy world: whole runs on a virtual clock, and on the machine's with signals, a server and a monitor."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import uwm_data
+from uwm import build, cli, control, serve
+from uwm.core.config import ConfigError, from_mapping
+from uwm.learn.checkpoint import CheckpointError
+from uwm.robot import audit
+from uwm.robot.budget import Budget
+from uwm.robot.clock import VirtualClock
+from uwm.robot.interrupts import Interrupts
+from uwm.robot.monitor import Monitor, MonitorError
+from uwm.robot.policy import PolicyConfig
+
+POLICY = {"rows": 4, "chunk": 2, "chunks": 2}
+SLOW = lambda index, generator: 0.15  # noqa: E731 - two ticks of the toy world
+WORDS = ["world=toy", "policy.rows=4", "policy.chunk=2", "policy.chunks=2", "audit=null", "force=true"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A model of two steps on four demonstrations: it cannot do the task, and is the real thing in all else."""
+    folder = tmp_path_factory.mktemp("control")
+    assert cli.main(["collect", "world=toy", f"out={folder / 'toy.zarr'}", "episodes=4", "workers=1"]) == 0
+    training = ["model=tiny", "autoencoder.steps=2", "train.steps=2", "train.batch=4", "logger=off", "train.precision=float32"]
+    assert cli.main(["train", f"data={folder / 'toy.zarr'}", f"out={folder}", *training]) == 0
+    return folder / "model"
+
+
+def run_of(checkpoint, **changes):
+    world = {"name": "Toy", "image_size": 32, **changes.pop("world", {})}
+    safety = {"watchdog": {"frozen_after_s": float("inf"), "jump_after_s": 5.0}}
+    plain = {"checkpoint": str(checkpoint), "world": world, "policy": POLICY, "safety": safety, "duration_s": 10.0, "seed": 5}
+    return from_mapping(control.ControlRun, {**plain, **changes})
+
+
+def drive(checkpoint, delay_s=SLOW, **changes):
+    return control.drive(run_of(checkpoint, **changes), VirtualClock(), delay_s)
+
+
+# ---- whole runs ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_acts_without_a_gap_and_tells_what_it_did(checkpoint, capsys):
+    told = drive(checkpoint)
+    assert told["ended"] == "time is over" and told["missed"] == 0
+    assert told["ticks"] == 100 + 2, "an episode's last tick and the next one's first are at the same moment of a virtual clock"
+    assert told["gaps"] <= 3 and told["late"] == 0 and told["failures"] == 0
+    assert [each["seed"] for each in told["episodes"]] == [5, 6, 7], "40 ticks are an episode of the toy world"
+    assert [each["whole"] for each in told["episodes"]] == [True, True, False] and told["judged"] == 2
+    assert told["jitter_ms"]["max"] == 0 and told["latency_ms"]["p50"] == pytest.approx(150)
+    assert told["calls"] >= told["plans"] >= 35 and told["budget"]["delay_ticks"] == 2
+    assert json.loads(json.dumps(told)) == told
+    shown = capsys.readouterr().err
+    assert "latency budget" in shown and "delay    2 ticks of at most 4 committed" in shown
+    assert "102 ticks, 0 missed" in control.page(told)
+
+
+def test_the_same_seeds_give_the_same_recording(checkpoint, tmp_path):
+    stores = [tmp_path / name for name in ("a.zarr", "b.zarr", "c.zarr")]
+    for store, seed in zip(stores, (5, 5, 6), strict=True):
+        drive(checkpoint, record=str(store), duration_s=3.0, seed=seed)
+    first, again, other = ([episode(store, 0, name) for name in ("action", "agentview", "stamps")] for store in stores)
+    assert all(np.array_equal(one, two) for one, two in zip(first, again, strict=True))
+    assert not np.array_equal(first[0], other[0])
+
+
+def episode(path, index, name):
+    with uwm_data.EpisodeStore.open(path) as store:
+        return store.read(index, name)
+
+
+def test_what_was_acted_is_recorded_audited_and_bagged_tick_by_tick(checkpoint, tmp_path):
+    record, bag, log = tmp_path / "acted.zarr", tmp_path / "run.mcap", tmp_path / "audit"
+    told = drive(checkpoint, record=str(record), bag=str(bag), audit=str(log), duration_s=6.0)
+    assert told["recorded"] == [0, 1] and not told["troubles"] and told["listener_errors"] == 0
+    ticks = [each for each in audit.read(log) if each["kind"] == "tick"]
+    assert len(ticks) == told["ticks"] == 61
+    acted = np.concatenate([episode(record, index, "action") for index in (0, 1)])
+    sent = np.array([each["sent"] for each in ticks if each["sent"] is not None], np.float32)
+    # The action of an episode's last tick has no observation after it, so it is not recorded.
+    assert len(sent) - len(acted) == 2
+    assert np.array_equal(episode(record, 0, "action"), sent[: len(episode(record, 0, "action"))])
+    with uwm_data.EpisodeStore.open(record) as store:
+        assert store.meta(0)["success"] is False and "success" not in store.meta(1) and store.meta(1)["ended"] == "time is over"
+        assert [store.meta(index)["seed"] for index in (0, 1)] == [5, 6] and store.card["env"] == "Toy"
+    from mcap.reader import make_reader
+
+    with bag.open("rb") as file:
+        topics = [channel.topic for _, channel, _ in make_reader(file).iter_messages()]
+    assert topics.count("/tick") == 61 and topics.count("/camera/agentview") >= 55
+
+
+def test_a_recorded_store_is_checked_continued_and_trained_on(checkpoint, tmp_path):
+    record = tmp_path / "acted.zarr"
+    for seed in (5, 50):
+        drive(checkpoint, record=str(record), duration_s=4.5, seed=seed)
+    assert cli.main(["data", "check", str(record)]) == 0
+    with uwm_data.EpisodeStore.open(record) as store:
+        assert [store.meta(index)["seed"] for index in range(len(store))] == [5, 6, 50, 51]
+    training = ["model=tiny", "autoencoder.steps=1", "train.steps=1", "train.batch=2", "logger=off", "train.precision=float32"]
+    assert cli.main(["train", f"data={record}", f"out={tmp_path / 'again'}", "only_success=false", *training]) == 0
+
+
+def test_a_store_of_another_world_is_not_continued(checkpoint, tmp_path):
+    assert cli.main(["collect", "world=toy", f"out={tmp_path / 'toy.zarr'}", "episodes=1", "workers=1"]) == 0
+    with pytest.raises(ConfigError, match=r"toy.zarr holds episodes of something else, it differs in behaviour, calls"):
+        drive(checkpoint, record=str(tmp_path / "toy.zarr"))
+
+
+def test_episodes_may_be_counted_and_a_replay_is_a_robot_too(checkpoint):
+    assert drive(checkpoint, episodes=1)["ended"] == "all 1 episodes done"
+    told = drive(checkpoint, robot="replay", options={"data": str(checkpoint.parent / "toy.zarr"), "episode": 2}, episodes=1)
+    assert told["robot"] == "recorded episode 2" and told["ticks"] == len(episode(checkpoint.parent / "toy.zarr", 2, "action")) + 1
+    assert told["judged"] == 0 and "no episode was judged" in control.page(told)
+
+
+# ---- what does not fit -----------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_another_robot_is_refused_by_name(checkpoint):
+    with pytest.raises(CheckpointError, match="image_size: trained with 32, got 16"):
+        drive(checkpoint, world={"image_size": 16})
+    with pytest.raises(CheckpointError, match=r"cameras \['wrist'\] are missing"):
+        drive(checkpoint, world={"cameras": ["agentview"]})
+    with pytest.raises(CheckpointError, match="does not fit this world: robot: trained with"):
+        drive(checkpoint, world={"name": "PushT", "cameras": ["agentview", "wrist"]})
+
+
+def test_a_plan_that_does_not_fit_is_refused_unless_forced(checkpoint, capsys):
+    slow = lambda index, generator: 0.75  # noqa: E731
+    with pytest.raises(control.ControlError, match=r"does not fit: .*fewer chunks: 8 actions must be committed and 4 can be.*force=true"):
+        drive(checkpoint, slow)
+    assert "does not fit by 550.0 ms" in capsys.readouterr().err
+    told = drive(checkpoint, slow, force=True, duration_s=4.0)
+    assert told["ticks"] == 40 and told["gaps"] > 5 and not told["budget"]["fits"]
+
+
+def test_a_buffer_that_leaves_nothing_to_commit_is_told_so(checkpoint):
+    with pytest.raises(control.ControlError, match=r"policy\.chunks or policy\.chunk smaller"):
+        drive(checkpoint, policy={**POLICY, "chunks": 4})
+
+
+def budget(**changes):
+    figures = dict.fromkeys(("p50", "p95", "p99"), 0.001)
+    plain = {"kind": "committed", "policy": PolicyConfig(rows=12, chunk=3, chunks=4), "period_s": 0.05, "read_s": figures,
+             "plan_s": figures, "late_s": 0.2, "first_s": 0.4, "calls": 3.0, "room": 6, "encode_s": 0.02, "call_s": 0.06}  # fmt: skip
+    return Budget(**{**plain, **changes})
+
+
+def test_advice_is_enough_to_fit_at_the_speed_that_was_measured():
+    tight = budget()
+    assert not tight.fits and tight.over_s == pytest.approx(0.05) and tight.delay_ticks == 4
+    rows, chunk, preset, precision = tight.advice()
+    assert rows == "policy.rows=8 (now 12)", "2 calls of 60 ms and 20 ms are 140 ms of 150"
+    assert chunk.startswith("policy.chunk=4 (now 3)") and "1.3 times faster" in preset and "bfloat16" in precision
+    assert budget(late_s=0.15).fits and not budget(late_s=0.15).advice()
+    assert budget(room=None, kind="naive", late_s=0.15).fits and not budget(kind="synchronous", room=None, late_s=0.06).fits
+    assert not budget(late_s=0.01, room=0).fits, "nothing can be committed, so a plan has no time at all"
+
+
+def test_a_robot_that_is_slow_to_read_is_told_apart():
+    slow = budget(late_s=0.01, read_s={"p50": 0.02, "p95": 0.03, "p99": 0.08})
+    assert not slow.fits and "reading the robot alone takes 80.0 ms" in slow.advice()[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "expected"),
+    [
+        (["robot=simulatd"], 2, "unknown robot 'simulatd', did you mean 'simulated'?"),
+        (["duration_s=0"], 2, "duration_s must be above 0"),
+        (["options={velocty: 1.0}"], 2, "control.options of simulated"),
+        (["rate_hz=25"], 2, "simulated Toy acts at 10 Hz, not 25"),
+        (["robot=replay"], 2, "a replay needs options={data: STORE, episode: N}"),
+        (["robot=lerobot"], 2, "needs rate_hz and options={type: so101_follower"),
+        (["controller.kind=guided"], 1, "guided chunking needs a policy of kind chunked"),
+        (["monitor=film.mp4", "worker=thread"], 1, "a file that ends with .rrd"),
+        (["server=ws://127.0.0.1:9"], 1, "is `uwm serve` running?"),
+        (["checkpoint=nowhere"], 1, "nowhere"),
+    ],
+)
+def test_what_is_wrong_is_one_line(checkpoint, capfd, words, code, expected):
+    assert cli.main(["control", f"checkpoint={checkpoint}", *WORDS, *words]) == code
+    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("uwm: error:")]
+    assert len(told) == 1 and expected in told[0]
+
+
+# ---- monitor ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_monitor_writes_cameras_buffer_actions_and_the_imagined_future(checkpoint, tmp_path):
+    import rerun
+
+    path = tmp_path / "run.rrd"
+    told = drive(checkpoint, monitor=str(path), duration_s=3.0)
+    assert not told["troubles"] and told["listener_errors"] == 0
+    recording = rerun.dataframe.load_recording(path)
+    entities = {column.entity_path for column in recording.schema().component_columns()}
+    assert {"/camera/agentview", "/camera/wrist", "/action/proposed", "/action/sent", "/buffer/level", "/timing/latency_ms"} <= entities
+    assert {"/imagined/agentview/+4", "/imagined/wrist/+8"} <= entities, "the model's own future frames"
+
+
+def test_a_monitor_that_dies_does_not_stop_the_robot(checkpoint, tmp_path, monkeypatch):
+    made = Monitor.__init__
+
+    def killed(self, *values, **named):
+        made(self, *values, **named)
+        self._process.kill()
+        self._process.join()
+
+    monkeypatch.setattr(Monitor, "__init__", killed)
+    told = drive(checkpoint, monitor=str(tmp_path / "run.rrd"), duration_s=3.0)
+    assert told["ticks"] == 30 and "its process died" in told["troubles"]["monitor"]
+
+
+def test_a_missing_viewer_or_screen_is_named(checkpoint, monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    with pytest.raises(MonitorError, match="there is no screen here"):
+        drive(checkpoint, monitor="rerun")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'uwm\[view\]'"):
+        drive(checkpoint, monitor="run.rrd")
+
+
+# ---- on the machine's clock ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_stops_the_robot_and_everything_is_written(checkpoint, tmp_path, number, code):
+    """In a terminal every process of the group gets the signal; only the parent may speak."""
+    record, out = tmp_path / "acted.zarr", tmp_path / "out.json"
+    command = [sys.executable, "-m", "uwm.cli", "control", f"checkpoint={checkpoint}", *WORDS, f"record={record}", f"out={out}"]
+    command += ["duration_s=300", "safety.watchdog.jump_after_s=10", "safety.watchdog.silent_after_s=10", f"bag={tmp_path / 'run.mcap'}"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    deadline_s = time.monotonic() + 120
+    spool = tmp_path / "acted.zarr.spool"
+    while time.monotonic() < deadline_s and not (spool.exists() and any(each.stat().st_size > 50_000 for each in spool.iterdir())):
+        time.sleep(0.1)
+        assert process.poll() is None, process.communicate()[1]
+    os.killpg(process.pid, number)
+    shown, told = process.communicate(timeout=60)
+    assert process.returncode == code and "Traceback" not in told, told
+    figures = json.loads(out.read_text())
+    assert figures["ended"] == Interrupts.WORDS[number] and figures["ended"] in shown and not figures["troubles"]
+    assert len(figures["recorded"]) >= 1 and not list(spool.iterdir()) and (tmp_path / "run.mcap").stat().st_size > 1000
+    assert cli.main(["data", "check", str(record)]) == 0
+
+
+def test_a_policy_behind_a_server_drives_the_robot(checkpoint):
+    from policies import serving
+
+    served = serve.load(from_mapping(serve.ServeRun, {"checkpoint": str(checkpoint), "policy": POLICY}))
+    with serving(served) as server:
+        run = run_of(checkpoint, server=server.url, checkpoint="nowhere", duration_s=2.0, force=True)
+        told = control.drive(run)
+        other = run_of(checkpoint, server=server.url, controller={"kind": "synchronous"})
+        with pytest.raises(ConfigError, match="plans for controllers of kind 'committed'"):
+            control.drive(other)
+    assert told["ended"] == "time is over" and told["plans"] >= 3 and told["failures"] == 0
+    assert told["policy"].startswith("ws://127.0.0.1")
+
+
+def test_a_second_signal_is_raised_at_once_and_handlers_are_given_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Interrupts() as interrupts:
+        with interrupts.noted():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert interrupts.reason == "stopped by SIGTERM"
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_configs_of_control_and_serve_are_what_their_runs_expect():
+    assert from_mapping(control.ControlRun, cli.compose("control", [])).world == build.WorldConfig()
+    assert from_mapping(serve.ServeRun, cli.compose("serve", [])).policy == PolicyConfig(chunks=4)
