@@ -277,6 +277,12 @@ def test_a_format_that_is_put_together_at_the_end_is_gone_on_with_and_keeps_its_
     assert all(like.exact for like in report.likeness.values())
 
 
+def test_workers_go_without_leaving_anything_behind(tmp_path):
+    child = start(tmp_path, script(tmp_path / "s.json", *["fine"] * 5), tmp_path / "t.zarr")
+    said, told = child.communicate(timeout=120)
+    assert (child.returncode, said, told) == (0, "done\n", "")  # no warning of semaphores that were never given back
+
+
 def test_workers_of_a_killed_parent_end_by_themselves(tmp_path):
     source = script(tmp_path / "s.json", *["fine"] * 500)
     child = start(tmp_path, source, tmp_path / "t.zarr")
@@ -296,6 +302,7 @@ def test_ctrl_c_leaves_whole_episodes_and_no_process(tmp_path):
     os.killpg(child.pid, signal.SIGINT)  # as a terminal does: to all of them
     _, told = child.communicate(timeout=60)
     assert child.returncode == -signal.SIGINT and told.count("Traceback") == 1 and told.rstrip().endswith("KeyboardInterrupt"), told
+    assert "leaked" not in told
     have = len(EpisodeStore.open(tmp_path / "t.zarr"))
     assert 3 < have < 500 and holds_fine(tmp_path / "t.zarr", range(have))
 

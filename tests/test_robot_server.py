@@ -249,7 +249,10 @@ def test_a_session_that_nobody_asks_is_dropped_and_told():
 
 def test_a_client_that_asks_too_fast_is_slowed_down_and_loses_nothing():
     # On a clock that stands still every request comes at once: two may at 10 per second, the third and later ones wait.
-    with policies.serving(policies.counting(), VirtualClock(100.0), requests_hz=10) as server, PolicyClient(server.url, timeout_s=60) as client:
+    with (
+        policies.serving(policies.counting(), VirtualClock(100.0), requests_hz=10) as server,
+        PolicyClient(server.url, timeout_s=60) as client,
+    ):
         began = time.monotonic()
         assert [client.act(policies.observation())[0, 0] for _ in range(5)] == [0, 1, 2, 3, 4]
         assert time.monotonic() - began >= 0.05 + 0.15 + 0.25 - 0.02 and server.metrics.counts["throttled"] == 3

@@ -323,23 +323,27 @@ class Session:
         self.stack.close()
 
     def _listen(self, stack: contextlib.ExitStack) -> None:
-        """Opens what the run asked for. The order of closing is the reverse."""
+        """Opens what the run asked for; what was opened is closed, also when the next one cannot be."""
         run, spec = self.run_, self.robot.spec
-        self.audit = Audit(run.audit) if run.audit else None
-        self.recorder = None
+        self.listeners: list[Listener] = []
+
+        def opened(listener: Any) -> Any:
+            self.listeners.append(listener)
+            stack.callback(listener.close)
+            return listener
+
+        self.watch = opened(Watch(self._processes, isinstance(self.clock, MonotonicClock)))
+        self.audit = opened(Audit(run.audit)) if run.audit else None
+        self.recorder = self.bag = self.monitor = None
         if run.record:
             store = stack.enter_context(open_store(Path(run.record), spec))
-            self.recorder = Recorder(spec, store, Path(f"{run.record}.spool"))
+            self.recorder = opened(Recorder(spec, store, Path(f"{run.record}.spool")))
             self.recorded += self.recorder.recovered
-        self.bag = Aside(Bag(spec, run.bag, time.time() - self.clock.now_s()), name="bag") if run.bag else None
-        self.monitor = None
+        if run.bag:
+            self.bag = opened(Aside(Bag(spec, run.bag, time.time() - self.clock.now_s()), name="bag"))
         if run.monitor != "none":
             memory = lambda: self.controller and self.controller.memory  # noqa: E731
-            self.monitor = Monitor(spec, run.monitor, self.brain.policy.config, memory, self.brain.make_imagine)
-        self.watch = Watch(self._processes, isinstance(self.clock, MonotonicClock))
-        self.listeners = [each for each in (self.watch, self.audit, self.recorder, self.bag, self.monitor) if each is not None]
-        for listener in self.listeners:
-            stack.callback(listener.close)
+            self.monitor = opened(Monitor(spec, run.monitor, self.brain.policy.config, memory, self.brain.make_imagine))
 
     def _processes(self) -> list[int]:
         return [process for process in (os.getpid(), getattr(self.brain.worker, "process_id", None)) if process]
