@@ -84,7 +84,8 @@ class Line:
     """A TCP proxy on a free port: bytes pass until the line is cut, stalls, or loses what comes back.
 
     `cut()` breaks every open connection; `swallow` answers are read from the server and never delivered, then the line is
-    cut: the server has acted and its client does not know. `stall_s` holds everything up for a while.
+    cut: the server has acted and its client does not know. `stall_s` holds the next bytes
+    and all behind them up for a while.
     """
 
     def __init__(self, port):
@@ -123,9 +124,8 @@ class Line:
         shaken = False
         try:
             while data := source.recv(65536):
-                if self.stall_s:
-                    time.sleep(self.stall_s)
-                    self.stall_s = 0.0
+                stall_s, self.stall_s = self.stall_s, 0.0
+                time.sleep(stall_s)
                 if back and shaken and self.swallow:
                     self.swallow -= 1
                     break

@@ -42,7 +42,7 @@ NUMBERS = st.one_of(
 ARRAYS = arrays.arrays(NUMBERS, arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
 PLAIN = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=40) | st.binary(max_size=300)
 VALUES = st.recursive(
-    PLAIN | ARRAYS, lambda inner: st.lists(inner, max_size=20) | st.dictionaries(st.text(max_size=5), inner, max_size=20), max_leaves=20
+    PLAIN | ARRAYS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4), max_leaves=8
 )
 
 
@@ -68,7 +68,7 @@ def test_messages_are_bytes_for_bytes_those_of_openpi_and_come_back(value):
 @pytest.mark.parametrize("length", [0, 15, 16, 31, 32, 255, 256, 65535, 65536])
 def test_every_length_has_its_own_head_and_all_are_msgpacks(length):
     values = ["a" * length, b"a" * length]
-    if length < 1000:  # each value is checked one by one here, which takes its time
+    if length < 100:  # each value is checked one by one here, which takes its time
         values += [[1] * length, {str(i): i for i in range(length)}]
     for value in values:
         assert wire.pack(value) == msgpack.packb(value) and wire.unpack(wire.pack(value)) == value

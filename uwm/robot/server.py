@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hmac
 import ipaddress
 import json
@@ -183,9 +184,10 @@ class PolicyServer:
         return asyncio.run(self.serve(ready, signals=True))
 
     def stop(self) -> None:
-        """Begins to drain; may be called from any thread."""
+        """Begins to drain; may be called from any thread, also when that has happened already."""
         if self._loop and self._draining:
-            self._loop.call_soon_threadsafe(self._draining.set)
+            with contextlib.suppress(RuntimeError):  # the loop has ended: there is nothing left to stop
+                self._loop.call_soon_threadsafe(self._draining.set)
 
     async def serve(self, ready: Callable[[], None] = lambda: None, signals: bool = False) -> int:
         """Listens, calls `ready` once `port` is known, and returns when drained."""

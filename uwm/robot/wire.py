@@ -53,7 +53,7 @@ def unpack(data: bytes, limits: Limits = Limits()) -> Any:
     if len(data) > limits.size:
         raise WireError(f"a message has at most {limits.size} bytes, got {len(data)}: send smaller images")
     reader = _Reader(data, limits)
-    value = reader.value(0)
+    value = _closed(reader.value(0))
     if reader.at != len(data):
         raise WireError(f"{len(data) - reader.at} bytes follow the message, which ended at byte {reader.at}")
     return value
