@@ -127,6 +127,9 @@ def drive(run: ControlRun, clock: Clock | None = None, delay_s: Callable | None 
         print(budget.page(), file=sys.stderr, flush=True)
         if not (budget.fits or run.force):
             raise ControlError(f"a plan does not fit: {'; '.join(budget.advice())}; force=true begins all the same")
+        if run.robot == "replay":  # the recording has run on meanwhile
+            robot.close()
+            robot.connect()
         stack.enter_context(undisturbed())
         session = stack.enter_context(Session(run, robot, brain, clock))
         ended = session.run(interrupts)
@@ -413,6 +416,7 @@ class Session:
         figures, run = self.total.summary(), self.run_
         listeners = {"audit": self.audit, "recorder": self.recorder, "bag": self.bag, "monitor": self.monitor}
         troubles = {name: each.trouble for name, each in listeners.items() if each and each.trouble}
+        compared = getattr(self.robot, "comparison", dict)()
         return {
             "robot": self.robot.spec.name, "policy": self.brain.about, "controller": run.controller.kind, "seed": run.seed,
             "period_ms": 1e3 * self.robot.spec.period_s, "duration_s": self.watch.seconds, "ended": ended,
@@ -420,6 +424,7 @@ class Session:
             **{name: value for name, value in figures.items() if name != "ended"},
             "limited": dict(self.watch.limited), "reasons": dict(self.watch.reasons), "memory_mb": self.watch.memory(),
             "recorded": self.recorded, "troubles": troubles, "slipped": sum(each["slipped"] for each in self.outcomes),
+            "compared": {name: np.asarray(value).tolist() for name, value in compared.items()},
             "budget": {"delay_ticks": budget.delay_ticks, "fits": budget.fits, "plan_ms": {k: 1e3 * v for k, v in budget.plan_s.items()}},
         }  # fmt: skip
 
@@ -479,6 +484,9 @@ def page(told: dict) -> str:
         f"  safety   {told_of(told['behaviours'])}; limited: {told_of(told['limited'])}",
         f"  memory   {memory['start']:.0f} MB at the start, {memory['end']:.0f} at the end, growth once warm {memory['growth']:+.0f}",
     ]
+    if told["compared"].get("compared"):
+        differences = ", ".join(f"{value:.2f}" for value in told["compared"]["mean_difference"])
+        lines += [f"  compared {told['compared']['compared']} actions with the recorded ones: mean difference {differences}"]
     lines += [f"  world    {told['slipped']} periods too slow: it ran in slow motion"] if told["slipped"] else []
     lines += [f"  recorded episodes {told['recorded']}"] if told["recorded"] else []
     return "\n".join([*lines, *(f"  trouble  {name}: {words}" for name, words in told["troubles"].items())])
