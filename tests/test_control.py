@@ -215,7 +215,7 @@ def test_a_monitor_writes_cameras_buffer_actions_and_the_imagined_future(checkpo
     recording = rerun.dataframe.load_recording(path)
     entities = {column.entity_path for column in recording.schema().component_columns()}
     assert {"/camera/agentview", "/camera/wrist", "/action/proposed", "/action/sent", "/buffer/level", "/timing/latency_ms"} <= entities
-    assert {"/imagined/agentview/+4", "/imagined/wrist/+8"} <= entities, "the model's own future frames"
+    assert {"/imagined/agentview/in_4", "/imagined/wrist/in_8"} <= entities, "the model's own future frames"
 
 
 def test_a_monitor_that_dies_does_not_stop_the_robot(checkpoint, tmp_path, monkeypatch):
@@ -270,9 +270,8 @@ def test_a_policy_behind_a_server_drives_the_robot(checkpoint):
 
     served = serve.load(from_mapping(serve.ServeRun, {"checkpoint": str(checkpoint), "policy": POLICY}))
     with serving(served) as server:
-        run = run_of(checkpoint, server=server.url, checkpoint="nowhere", duration_s=2.0, force=True)
-        told = control.drive(run)
-        other = run_of(checkpoint, server=server.url, controller={"kind": "synchronous"})
+        told = control.drive(run_of("nowhere", server=server.url, duration_s=2.0, force=True))
+        other = run_of("nowhere", server=server.url, controller={"kind": "synchronous"})
         with pytest.raises(ConfigError, match="plans for controllers of kind 'committed'"):
             control.drive(other)
     assert told["ended"] == "time is over" and told["plans"] >= 3 and told["failures"] == 0

@@ -201,7 +201,7 @@ def _imagination(run: ControlRun) -> Callable:
             return {}
         pictures = imagine(model, observe([observation], model.config.cameras), executed, planned)
         ticks = model.config.video_frames
-        return {f"{name}/+{tick}": frames[index] for name, frames in pictures.items() for index, tick in enumerate(ticks)}
+        return {f"{name}/in_{tick}": frames[index] for name, frames in pictures.items() for index, tick in enumerate(ticks)}
 
     return ask
 

@@ -2,11 +2,11 @@
 
 ```
 control loop --tick--> queue --thread--> pipe --> process (low priority) --> viewer or FILE.rrd
-                  full: left out                  every n-th tick: imagine, when nothing waits
+                  full: left out                  every n ticks: imagine, as soon as nothing waits; after 2 n anyway
 ```
 
     camera/NAME             newest pictures                     action/proposed, action/sent     curves
-    imagined/NAME/+8        what the model expects in 8 ticks   buffer/level, buffer/action      now, one bar a tick ahead
+    imagined/NAME/in_8      what the model expects in 8 ticks   buffer/level, buffer/action      now, one bar a tick ahead
     timing/latency_ms, timing/late_ms, timing/queue             behaviour                        words, when it changes
 
 A process of its own, because a viewer that hangs and a model that imagines must not take the loop's time. Whatever happens to
@@ -49,7 +49,7 @@ class Monitor:
 
     `policy`: for the levels of its buffer. `memory()` gives the policy's memory, if anyone knows it. `make_imagine()` is
     called in the monitor's process (picklable) and returns a function (observation, executed (n, A), planned (m, A)) ->
-    {"CAMERA/+TICKS": picture}, asked every `every` ticks. MonitorError or ImportError when it cannot begin.
+    {"CAMERA/in_TICKS": picture}, asked every `every` ticks. MonitorError or ImportError when it cannot begin.
     """
 
     def __init__(
@@ -177,9 +177,10 @@ class _Screen:
             self.recording.log(name, rerun.SeriesLines(names=list(spec.action.names)), static=True)
         self.executed: deque[np.ndarray] = deque(maxlen=32)
         self.began_s, self.behaviour = None, ""
+        self.shown, self.imagined = 0, -every  # ticks: index begins anew with every episode
 
     def show(self, tick: Any, buffer: tuple[np.ndarray, np.ndarray] | None, is_behind: bool) -> None:
-        """One tick; `is_behind`: the next one waits already, so nothing is imagined now."""
+        """One tick; `is_behind`: the next one waits already, so that imagining can wait."""
         self.began_s = tick.began_s if self.began_s is None else self.began_s
         self.recording.set_time("seconds", duration=tick.began_s - self.began_s)
         self._readings(tick)
@@ -187,7 +188,9 @@ class _Screen:
         self._timing(tick)
         if tick.sent is not None:
             self.executed.append(tick.sent)
-        if self.imagine is not None and tick.index % self.every == 0 and not is_behind:
+        self.shown += 1
+        if self.imagine is not None and self.shown - self.imagined >= self.every * (2 if is_behind else 1):
+            self.imagined = self.shown
             self._imagined(tick)
 
     def close(self) -> None:
