@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -309,12 +310,26 @@ def encode(frames: np.ndarray, rate_hz: float, codec: str = "h264", crf: int | N
 
 def _new_stream(container, how: Codec, crf: int | None, size: tuple[int, int], rate: Fraction):
     quality = {} if how.crf is None else {"crf": str(how.crf if crf is None else crf)}
-    stream = container.add_stream(how.encoder, rate=rate, options={**how.options, **quality, "g": _KEY_EVERY})
+    options = {**how.options, **quality, **_repeatable(how.encoder), "g": _KEY_EVERY}
+    stream = container.add_stream(how.encoder, rate=rate, options=options)
     stream.height, stream.width = size
     stream.pix_fmt = how.pixel_format
     stream.codec_context.thread_count = 1
     stream.codec_context.time_base = stream.time_base = 1 / rate
     return stream
+
+
+def _repeatable(encoder: str) -> dict[str, str]:
+    """x264's code for AVX-512 gives other bytes from one encoding to the next, so where a processor has it AVX2 is the limit."""
+    return {"x264-params": "asm=MMX2,SSE2Fast,SSSE3,SSE4.2,AVX,AVX2"} if encoder.startswith("libx264") and _has_avx512() else {}
+
+
+@cache
+def _has_avx512() -> bool:
+    try:
+        return "avx512" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
 
 
 def join(pieces: Sequence[Path], target: BinaryIO, expected: int) -> None:
