@@ -1,6 +1,7 @@
 """Video files by frame number, and folders of plain videos as episodes without actions."""
 
 import json
+import os
 import shutil
 from fractions import Fraction
 
@@ -335,3 +336,11 @@ def test_damaged_videos_end_in_our_own_error_or_in_frames(tmp_path, name, codec)
         survives(read)
 
     run()
+
+
+def test_encoding_leaves_the_process_no_real_time_process():
+    """SVT-AV1, run by root, would make it one."""
+    before = os.sched_getscheduler(0)
+    for codec in CODECS:
+        encode(np.zeros((3, 64, 64, 3), np.uint8), 20.0, codec)
+    assert os.sched_getscheduler(0) == before

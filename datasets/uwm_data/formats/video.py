@@ -298,7 +298,7 @@ def encode(frames: np.ndarray, rate_hz: float, codec: str = "h264", crf: int | N
         raise FormatError(f"{codec} cannot hold {len(frames)} frames of shape {frames.shape[1:]}: it takes RGB of even size, at least one")
     os.environ.setdefault("SVT_LOG", "1")  # errors only; SVT-AV1 greets on stderr otherwise
     held = io.BytesIO()
-    with av.open(held, "w", format="mp4") as container:
+    with _scheduling_kept(), av.open(held, "w", format="mp4") as container:
         stream = _new_stream(container, how, crf, frames.shape[1:3], exact_rate(rate_hz))
         for number, frame in enumerate(frames):
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
@@ -317,6 +317,20 @@ def _new_stream(container, how: Codec, crf: int | None, size: tuple[int, int], r
     stream.codec_context.thread_count = 1
     stream.codec_context.time_base = stream.time_base = 1 / rate
     return stream
+
+
+@contextmanager
+def _scheduling_kept() -> Iterator[None]:
+    """Run by root, SVT-AV1 makes the thread that calls it a real-time one, which would starve the machine from then on."""
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        if os.sched_getscheduler(0) != before[0]:
+            os.sched_setscheduler(0, *before)
 
 
 def _repeatable(encoder: str) -> dict[str, str]:
