@@ -45,13 +45,16 @@ class Motion:
 
 @dataclass(frozen=True)
 class MotionLimits:
-    """Limits per dimension (D,): of the position, and the largest velocity, acceleration and jerk either way. ValueError."""
+    """Limits per dimension (D,): of the position, and the largest velocity, acceleration and jerk either way, or one for all.
+
+    `step_s`: between two set-points. ValueError when limits leave no room, or when a step is too long for them.
+    """
 
     low: np.ndarray
     high: np.ndarray
-    velocity: np.ndarray
-    acceleration: np.ndarray
-    jerk: np.ndarray
+    velocity: np.ndarray | float
+    acceleration: np.ndarray | float
+    jerk: np.ndarray | float
     step_s: float = STEP_S
 
     def __post_init__(self):
