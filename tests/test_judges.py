@@ -188,4 +188,4 @@ def test_a_stranger_is_refused_before_anything_is_built(run, monkeypatch, capsys
     monkeypatch.syspath_prepend(str(HERE))
     monkeypatch.setattr(run, "setup", lambda: pytest.fail("set up for nobody"))
     assert run.main(["judges", "lerobot"]) == 1
-    assert "no judge is called lerobot; there are lerobot-0.3.3, lerobot-0.4.4" in capsys.readouterr().err
+    assert "no judge is called lerobot; there are franka-sim, lerobot-0.3.3, lerobot-0.4.4" in capsys.readouterr().err

@@ -47,15 +47,15 @@ FR3_HIGH = (2.7501, 1.7918, 2.9065, -0.1458, 2.8101, 4.5205, 3.0196)
 class ArmSettings:
     """How an arm moves: limits of all joints in rad, rad/s, rad/s^2 and rad/s^3, and how long the policy may be silent.
 
-    `margin`: distance from the ends of Franka's joint ranges; with 0.2 rad and 4 rad/s^2 a joint that is about to end before them
+    `margin`: distance from the ends of Franka's joint ranges; with 0.2 rad and 3 rad/s^2 a joint that is about to end before them
     is slower than Franka wants it there. `period_s`: of the policy. `enforce`: libfranka's real-time mode, for a real-time kernel.
     """
 
     address: str
     period_s: float = 0.05
     velocity: float = 1.0
-    acceleration: float = 4.0
-    jerk: float = 2000.0
+    acceleration: float = 3.0
+    jerk: float = 1000.0
     margin: float = 0.2
     silent_after_s: float = 0.25
     enforce: bool = False
@@ -138,17 +138,17 @@ class Arm:
         elif missed:  # the robot went on by itself, with the acceleration that it had; from there we go on
             self._motion = Motion(*(np.array(each, np.float64) for each in (state.q_d, state.dq_d, state.ddq_d)))
             self.lost += missed
-        self._ending = self._ending or self._why_end(orders, now_s)
+        self._ending, finished = self._ending or self._why_end(orders, now_s), False
         if self._ending is None:
             if orders["goals"] != self._goals:
                 self._ramp, self._goals = self._ramp.to(orders["goal"], now_s), int(orders["goals"])
             self._motion = follow(self._motion, self._ramp, now_s, self.limits)
         else:
-            self._motion = brake(self._motion, self.limits)
+            finished, self._motion = self._motion.resting, brake(self._motion, self.limits)
         command = self.franka.JointPositions(self._motion.position.tolist())
-        command.motion_finished = self._ending is not None and self._motion.resting
+        command.motion_finished = finished  # with the same set-point as the one before, which is rest also by differences
         self._active.writeOnce(command)
-        if command.motion_finished:
+        if finished:
             self.mode, self._ending, self._active = self._ending, None, None
         return state
 
@@ -166,9 +166,7 @@ class Arm:
         self.board.arm.write(**seen, **about)
 
 
-def move_gripper(
-    hand: Any, board: Board, settings: ArmSettings, clock: Clock, alive: Callable[[], bool], refused: type[Exception]
-) -> None:
+def move_gripper(hand: Any, board: Board, settings: ArmSettings, clock: Clock, alive: Callable[[], bool], refused: type[Exception]) -> None:
     """Serve a gripper (pylibfranka's) until the policy's process lets go: widths are told by a second thread while it moves."""
 
     def tell() -> None:
