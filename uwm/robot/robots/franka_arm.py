@@ -34,6 +34,7 @@ from uwm.robot.robots.franka_board import TEXT_BYTES, Board, Mode
 from uwm.robot.robots.hold import Hold
 
 CONNECT_S = 3.0  # for the hold, and for a robot that still ends the motion of a controller before us
+STILL_RAD_S = 0.02  # a motion begins at rest: after a reflex the arm takes a moment to come there
 GRIPPER_STEP_M = 0.001  # a smaller change of the width is none
 GRASP_M = 0.005  # a width below means: hold what is between the fingers, with the force
 PRIORITY = 60  # of the real-time scheduler, where the system lets us
@@ -116,7 +117,8 @@ class Arm:
             self._stops = int(orders["stops"])
             self.mode = Mode.STOPPED if self.mode in (Mode.IDLE, Mode.SILENT) else self.mode
         state = self.robot.read_once()
-        if self.mode is Mode.IDLE and orders["goals"] != self._goals and not self._leaving:
+        still = np.abs(state.dq).max() < STILL_RAD_S
+        if self.mode is Mode.IDLE and orders["goals"] != self._goals and still and not self._leaving:
             self._active = self.robot.start_joint_position_control(self.franka.ControllerMode.JointImpedance)
             self.mode, self._motion = Mode.MOVING, None
         return state
