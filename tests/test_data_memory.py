@@ -100,7 +100,7 @@ def test_a_worker_on_a_20_gb_store_stays_below_500_mb(large, tmp_path):
 def test_memory_grows_with_the_batch_and_not_with_the_dataset(large, tmp_path):
     small = linked_store(tmp_path / "small.zarr", 60)  # 750 MB, three times the frame memory
     one, other, short = peak_mb(tmp_path, small, 64), peak_mb(tmp_path, large, 64), peak_mb(tmp_path, large, 8)
-    assert abs(other - one) < 30
+    assert other - one < 30  # the small one takes some 30 MB more: more of its frames are met again and kept
     assert 10 < other - short < 60  # 56 windows of 0.4 MB
     assert other < 480
 
