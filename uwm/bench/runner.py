@@ -17,6 +17,7 @@ from uwm.bench.page import finite
 from uwm.core.config import ConfigError, unknown
 
 BENCHES = {
+    "control": "uwm.bench.control_bench",
     "delay": "uwm.bench.delay_bench",
     "loader": "uwm.bench.loader_bench",
     "modes": "uwm.bench.modes_bench",
