@@ -182,7 +182,7 @@ def test_a_layout_without_actions_or_without_video_is_drawn_too():
 
 
 def test_patterns_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match=r"rule for video must be one of .*'ladder'.*got 'stairs'"):
+    with pytest.raises(ValueError, match=r"pattern of video: a rule must be one of .*'ladder'.*got 'stairs'"):
         Pattern(video="stairs")
     for wrong in ({"weight": -1.0}, {"chunk": 0}, {"committed": -1}, {"rungs": -1}):
         with pytest.raises(ValueError, match="must be >= 0 and chunk >= 1"):

@@ -14,6 +14,7 @@ absent / constant      (not there)                ######## ########    video pre
 Levels are continuous; the papers' tables of N entries are the special case of N equal steps.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -22,7 +23,7 @@ from torch import Generator, Tensor
 
 from uwm.core import roles
 from uwm.core.shapes import Bool, Float, Int
-from uwm.core.streams import Layout
+from uwm.core.streams import KINDS, Layout
 
 # A rule fills the levels of one modality: (frames (n,), batch, chunk, generator) -> (B, n).
 Rule = Callable[[Tensor, int, int, Generator], Tensor]
@@ -64,6 +65,7 @@ def _filled(value: float) -> Rule:
     return lambda frames, batch, chunk, generator: torch.full((batch, len(frames)), value)
 
 
+# Rules by name; MAKERS take a number in brackets, as `ptss(0.2)` does.
 RULES: dict[str, Rule] = {
     "constant": constant,
     "independent": independent,
@@ -73,17 +75,30 @@ RULES: dict[str, Rule] = {
     "noise": _filled(1.0),
     "absent": _filled(1.0),
 }
+MAKERS: dict[str, Callable[[float], Rule]] = {}
 ROLE_OF_RULE = {"given": roles.GIVEN, "noise": roles.GIVEN, "absent": roles.ABSENT}
+
+
+def rule(name: str) -> Rule:
+    """The rule of that name, as `ladder` or, with an argument, `ptss(0.2)`; ValueError lists the names."""
+    found = re.fullmatch(r"([a-z_]+)\(([0-9.eE+-]+)\)", str(name))
+    if found and found[1] in MAKERS:
+        return MAKERS[found[1]](float(found[2]))
+    if name not in RULES:
+        raise ValueError(f"a rule must be one of {sorted([*RULES, *(f'{maker}(x)' for maker in MAKERS)])}, got {name!r}")
+    return RULES[name]
 
 
 @dataclass(frozen=True)
 class Pattern:
     """One rule per modality and its share of the samples.
 
-    `action`, `video`: names of rules. `committed`: longest clean prefix of future actions, drawn uniformly from
+    `action`, `video` and so on: names of rules (`rule`), one per kind of stream. A word's level is its chance of being
+    masked. `committed`: longest clean prefix of future actions, drawn uniformly from
     0..committed per sample (training-time real-time chunking). `chunk`: actions per rung of a ladder. `rungs`: where the
     ladder stands; 0: it spans all frames and the prefix covers its lowest rungs; n: n rungs directly behind the prefix, as
-    the rolling buffer has them while actions are under way, and what lies beyond them is absent.
+    the rolling buffer has them while actions are under way, and what lies beyond them is absent. `shared`: everything active
+    has one level per sample, whatever the rules say (one level for all modalities, as in PAD, Guo et al. 2024).
     """
 
     weight: float = 1.0
@@ -92,12 +107,18 @@ class Pattern:
     chunk: int = 4
     committed: int = 0
     rungs: int = 0
+    state: str = "constant"
+    image: str = "constant"
+    label: str = "constant"
+    word: str = "constant"
+    shared: bool = False
 
     def __post_init__(self):
-        for kind in ("action", "video"):
-            rule = getattr(self, kind)
-            if rule not in RULES:
-                raise ValueError(f"pattern rule for {kind} must be one of {sorted(RULES)}, got {rule!r}")
+        for kind in KINDS:
+            try:
+                rule(getattr(self, kind))
+            except ValueError as error:
+                raise ValueError(f"pattern of {kind}: {error}") from error
         if self.weight < 0 or self.chunk < 1 or min(self.committed, self.rungs) < 0:
             raise ValueError(f"weight, committed and rungs must be >= 0 and chunk >= 1, got {self}")
         if self.rungs and self.action != "ladder":
@@ -122,10 +143,12 @@ def draw(pattern: Pattern, layout: Layout, batch: int, generator: Generator) -> 
     level = torch.zeros(batch, layout.tokens)
     role = roles.full(batch, layout.tokens)
     for kind in layout.kinds:
-        rule = getattr(pattern, kind)
+        name = getattr(pattern, kind)
         where = layout.mask(*layout.of_kind(kind)) & (layout.frame >= 0)
-        level[:, where] = RULES[rule](layout.frame[where], batch, pattern.chunk, generator).to(level.dtype)
-        role[:, where] = ROLE_OF_RULE.get(rule, roles.ACTIVE)
+        level[:, where] = rule(name)(layout.frame[where], batch, pattern.chunk, generator).to(level.dtype)
+        role[:, where] = ROLE_OF_RULE.get(name, roles.ACTIVE)
+    if pattern.shared:
+        level = torch.where(role == roles.ACTIVE, _uniform(batch, generator), level)
     if pattern.action != "absent":
         count = _commit(pattern.committed, layout, level, role, generator)
         if pattern.rungs:

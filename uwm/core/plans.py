@@ -55,21 +55,22 @@ class Plan:
 
 
 def together(layout: Layout, treatment: dict[str, str], rows: int) -> Plan:
-    """All falling modalities go from 1 to 0 in `rows` equal steps; `treatment` says fall, given, noise or absent.
+    """All falling streams go from 1 to 0 in `rows` equal steps; `treatment` says fall, given, noise or absent, by stream or kind.
 
     Past actions are given in every mode but the ones without actions.
     """
     if rows < 1:
         raise ValueError(f"a plan needs at least one row, got {rows}")
-    unknown = set(layout.kinds) - set(treatment)
+    found = {stream.name: treatment.get(stream.name, treatment.get(stream.kind)) for stream in layout.streams}
+    unknown = sorted({layout[name].kind for name, told in found.items() if told is None})
     if unknown:
-        raise ValueError(f"no treatment for modalities {sorted(unknown)}; have {sorted(treatment)}")
+        raise ValueError(f"no treatment for modalities {unknown}; have {sorted(treatment)}")
     level = torch.zeros(rows + 1, layout.tokens)
     role = roles.full(1, layout.tokens)[0]
-    for kind in layout.kinds:
-        where = layout.mask(*layout.of_kind(kind))
-        _treat(treatment[kind], level, role, where & (layout.frame >= 0))
-        _treat(ABSENT if treatment[kind] == ABSENT else GIVEN, level, role, where & (layout.frame < 0))
+    for name, told in found.items():
+        where = layout.mask(name)
+        _treat(told, level, role, where & (layout.frame >= 0))
+        _treat(ABSENT if told == ABSENT else GIVEN, level, role, where & (layout.frame < 0))
     return Plan(level, role)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from uwm.core.shapes import Bool, Int
 
-KINDS = ("action", "video", "state", "image")
+KINDS = ("action", "video", "state", "image", "label", "word")  # a word is discrete: one-hot, all zeros when masked
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Stream:
     """One modality: its kind, the frames it has in a window, tokens per frame, numbers per token, attention block.
 
     `frames` are ticks relative to the present observation (tick 0); negative frames are the past. `grid` is (rows,
-    columns) of tokens in a frame. A token sees tokens whose block is not larger than its own.
+    columns) of tokens in a frame. A token sees tokens whose block is not larger than its own; in a `causal` stream the block
+    rises with the frame, so that a frame sees its past and not its future. `size` of a word stream is its vocabulary.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Stream:
     size: int
     grid: tuple[int, int] = (1, 1)
     block: int = 1
+    causal: bool = False
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -44,6 +46,8 @@ class Stream:
             raise ValueError(f"stream {self.name!r}: frames must rise strictly and not be empty, got {self.frames}")
         if self.size < 1 or min(self.grid) < 1:
             raise ValueError(f"stream {self.name!r}: size and grid must be positive, got {self.size}, {self.grid}")
+        if self.causal and self.frames[0] < 0:
+            raise ValueError(f"stream {self.name!r} is causal: its frames count from 0, got {self.frames}")
 
     @property
     def tokens(self) -> int:
@@ -114,7 +118,7 @@ class Layout:
     def tags(self) -> Int[Tensor, "N 5"]:
         """Stream index, frame, row, column and block of every token."""
         rows = [
-            (index, frame, row, column, stream.block)
+            (index, frame, row, column, stream.block + (frame if stream.causal else 0))
             for index, stream in enumerate(self.streams)
             for frame in stream.frames
             for row in range(stream.grid[0])

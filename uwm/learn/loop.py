@@ -5,13 +5,14 @@ Everything random is a function of (seed, step): a run that was stopped and resu
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Generator
+from torch import Generator, nn
 
-from uwm.learn.objective import Batch, ObjectiveConfig, loss
+from uwm.learn import objective
+from uwm.learn.objective import ObjectiveConfig
 from uwm.learn.optim import Average, OptimConfig, Optimiser, clip_gradients, rate_at
-from uwm.nn.model import UnifiedModel
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -42,7 +43,7 @@ class TrainState:
     step: int = 0
 
     @classmethod
-    def fresh(cls, model: UnifiedModel, config: TrainConfig) -> "TrainState":
+    def fresh(cls, model: nn.Module, config: TrainConfig) -> "TrainState":
         return cls(Optimiser(model, config.optim), Average(model, config.optim.average))
 
 
@@ -52,21 +53,26 @@ def generator_at(seed: int, step: int) -> Generator:
 
 
 def train(
-    model: UnifiedModel,
+    model: nn.Module,
     state: TrainState,
-    batches: Iterator[Batch],
+    batches: Iterator[Any],
     config: TrainConfig,
     on_step: Callable[[int, dict[str, float]], None],
     on_save: Callable[[TrainState], None],
+    loss: Callable | None = None,
 ) -> TrainState:
     """Runs from `state.step` to `config.steps`; `batches` must start at that step.
 
+    `loss(model, batch, generator)` gives the scalar to minimise and figures for the log; None is that of a unified model under
+    `config.objective`.
+
     `on_save` is called every `save_every` steps, at the end, and when the run is interrupted between two steps.
     """
+    loss = loss or (lambda model, batch, generator: objective.loss(model, batch, config.objective, generator))
     model.train()
     try:
         while state.step < config.steps:
-            figures = _step(model, state, next(batches), config)
+            figures = _step(model, state, next(batches), config, loss)
             state.step += 1
             on_step(state.step, figures)
             if state.step % config.save_every == 0 and state.step < config.steps:
@@ -78,11 +84,11 @@ def train(
     return state
 
 
-def _step(model: UnifiedModel, state: TrainState, batch: Batch, config: TrainConfig) -> dict[str, float]:
+def _step(model: nn.Module, state: TrainState, batch: Any, config: TrainConfig, loss: Callable) -> dict[str, float]:
     rate = rate_at(state.step, config.steps, config.optim)
     precision = PRECISIONS[config.precision]
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-        total, figures = loss(model, batch, config.objective, generator_at(config.seed, state.step))
+        total, figures = loss(model, batch, generator_at(config.seed, state.step))
     state.optimiser.zero_grad()
     total.backward()
     norm = clip_gradients(model, config.optim.clip)

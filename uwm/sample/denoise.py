@@ -3,10 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from uwm.core.shapes import Float, Int
 from uwm.core.streams import Layout
+from uwm.nn.backbone import Prefix
+from uwm.nn.stream_model import StreamModel
+from uwm.noise import gaussian
 from uwm.noise.gaussian import GaussianPath, to_clean
 
 
@@ -15,7 +19,8 @@ class Denoiser:
     """A network, what it predicts along which path, and what one call needs beside x and level.
 
     `network(x, level, role, layout, context)` returns a prediction (B, N, S). `calls` counts network calls. `limit` clips
-    the clean estimate of normalised tokens to [-limit, limit]; None leaves it alone.
+    the clean estimate of normalised tokens to [-limit, limit]; None leaves it alone. The clean estimate of a word is the
+    probability of each word of the vocabulary.
     """
 
     network: Callable[..., Tensor]
@@ -31,4 +36,21 @@ class Denoiser:
         self.calls += 1
         predicted = self.network(x, level, self.role, self.layout, self.context)
         clean = to_clean(self.path, self.prediction, predicted, x, level)
-        return clean if self.limit is None else clean.clamp(-self.limit, self.limit)
+        clean = clean if self.limit is None else clean.clamp(-self.limit, self.limit)
+        for name in self.layout.of_kind("word"):
+            span, size = self.layout.span(name), self.layout[name].size
+            clean[:, span] = torch.nn.functional.pad(predicted[:, span, :size].softmax(dim=-1), (0, clean.shape[-1] - size))
+        return clean
+
+
+def denoiser(
+    model: StreamModel,
+    role: Int[Tensor, "B N"],
+    layout: Layout | None = None,
+    prefix: Prefix | None = None,
+    limit: float | None = None,
+) -> Denoiser:
+    """The denoiser of a stream model for these roles; `layout` as in its forward, `prefix` as `keep` gave it."""
+    config = model.config
+    path = gaussian.path(config.path, config.noise_shift)
+    return Denoiser(model, path, config.prediction, layout or model.layout, role, prefix, limit)

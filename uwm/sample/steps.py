@@ -12,13 +12,15 @@ levels per token. A token whose levels are equal comes back bit for bit: a finis
 | dpmpp_2m | 2 | 1 | Lu et al. 2022 (DPM-Solver++), algorithm 2 |
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from uwm.core.streams import Layout
 from uwm.noise.gaussian import GaussianPath, log_ratio, to_noise
 from uwm.sample.randomness import Randomness
 
@@ -124,6 +126,35 @@ def _extrapolation(path, level_from, level_to, level_before):
     usable = torch.isfinite(step) & torch.isfinite(before) & (before != 0) & (step != 0)
     ratio = torch.where(usable, step, torch.zeros_like(step)) / torch.where(usable, before, torch.ones_like(before))
     return (ratio / 2)[..., None]
+
+
+def by_stream(layout: Layout, rules: Mapping[str, StepRule], default: StepRule | None = None) -> StepRule:
+    """Each stream moved by its own rule, named by stream or kind, with one network call per row for all of them.
+
+    For rules of one call a row: all look at the same clean estimate. ValueError when a stream has no rule.
+    """
+    chosen = {stream.name: rules.get(stream.name, rules.get(stream.kind, default)) for stream in layout.streams}
+    without = [name for name, chosen_rule in chosen.items() if chosen_rule is None]
+    if without or any(each.calls != 1 for each in chosen.values() if each):
+        raise ValueError(f"every stream needs a rule of one call a row; without a rule: {without}, rules: {sorted(rules)}")
+
+    def move(denoise, path, x, level_from, level_to, carry, randomness):
+        clean, carries, moved = denoise(x, level_from), carry or {}, x.clone()
+        for name, each in chosen.items():
+            span = layout.span(name)
+            part = partial(_already, clean[:, span])
+            levels = (level_from[:, span], level_to[:, span])
+            out = each(part, path, x[:, span], *levels, carries.get(name), randomness)
+            moved[:, span], randomness = out.x, out.randomness
+            carries = {**carries, name: out.carry}
+        return Moved(moved, carries, randomness)
+
+    return StepRule("by stream", 1, move)
+
+
+def _already(clean: Tensor, x: Tensor, level: Tensor) -> Tensor:
+    """A clean estimate that is there, in the place of a network."""
+    return clean
 
 
 euler = StepRule("euler", 1, _euler)
