@@ -23,8 +23,8 @@ def test_reaction_is_from_the_tick_after_asking_to_the_first_action_of_the_next_
 
 
 def cell(kind, delay, successes, gaps=0.0, ratio=1.0, jitter=0.0):
-    return {"kind": kind, "delay": delay, "jitter": jitter, "gaps": gaps, "jump_ratio": ratio, "success": successes / 20,
-            "succeeded": [True] * successes + [False] * (20 - successes)}  # fmt: skip
+    return {"kind": kind, "delay": delay, "jitter": jitter, "gaps": gaps, "jump_ratio": ratio, "jump_interval": None,
+            "success": successes / 20, "succeeded": [True] * successes + [False] * (20 - successes)}  # fmt: skip
 
 
 def found(**late):

@@ -163,11 +163,13 @@ def test_what_is_committed_is_conditioned_on_exactly():
         assert torch.allclose(sent[..., 0].std(dim=0), covariance.diagonal().sqrt(), rtol=0.15)
 
 
-def test_smoothness_tells_borders_from_the_inside():
-    steady = chunking.smoothness(np.arange(12.0)[:, None], [index // 3 for index in range(12)])
-    assert steady["jump_ratio"] == pytest.approx(1.0) and steady["jerk_border"] == pytest.approx(0.0)
-    actions = np.arange(12.0) + 5.0 * (np.arange(12) // 6)
-    jumpy = chunking.smoothness(actions[:, None], [0] * 6 + [1] * 6)
-    assert (jumpy["jump_border"], jumpy["jump_inside"], jumpy["jump_ratio"]) == (6.0, 1.0, 6.0)
-    assert jumpy["jerk_border"] > 3 and jumpy["jerk_inside"] == pytest.approx(0.0)
-    assert math.isnan(chunking.smoothness(np.zeros((5, 1)), [0] * 5)["jump_ratio"])
+def test_a_committed_plan_leads_on_from_the_action_before_it_and_ends_where_it_wanted():
+    line = np.arange(4.0)[:, None] * [1.0, 0.0] + [0.0, 1.0]
+    same = chunking.eased(line.astype(np.float32), np.array([-1.0, 1.0]))
+    assert np.allclose(same, line)  # it goes on as the plan itself would have begun
+    moved = chunking.eased(line.astype(np.float32), np.array([4.0, -1.0]), switches=(1,))
+    assert np.allclose(moved[:, 0] - line[:, 0], 5.0 * np.array([0.8, 0.6, 0.4, 0.2])) and np.allclose(moved[:, 1], 1.0)
+    assert abs(moved[0, 0] - 4.0) < abs(line[0, 0] - 4.0)
+    assert np.array_equal(chunking.eased(line[:1], np.zeros(2)), line[:1])
+
+

@@ -90,7 +90,7 @@ def counting(kind="committed", delay=0, chunk=2, chunks=3, horizon=16, delay_s=N
     card = PolicyCard(PolicyConfig(kind=policy_kind, chunk=chunk, chunks=chunks, rows=6), horizon, ())
     robot, planner, watching = Numbered(clock, mode), Counting(card, kind), Watching()
     worker = VirtualWorker(planner, clock, delay_s or (lambda index, generator: delay * PERIOD_S))
-    controller = Controller(robot, card, clock, worker, ChunkingConfig(kind, **config), [watching], safety)
+    controller = Controller(robot, card, clock, worker, ChunkingConfig(kind, **{"eased": False, **config}), [watching], safety)
     return controller, robot, planner, watching
 
 
@@ -297,7 +297,7 @@ def drive(kind, ticks, delay=lambda index, generator: 0.0, config=None, seed=5, 
     """The toy world under one kind of chunking: (robot, ticks seen, statistics)."""
     clock = VirtualClock()
     policy = Policy(model or tiny.model(), config or (STREAMING if kind == "committed" else CHUNKED))
-    chunked = ChunkingConfig(kind, **{"samples": 3, "weak_rows": 1, **chunking})
+    chunked = ChunkingConfig(kind, **{"samples": 3, "weak_rows": 1, "eased": False, **chunking})
     env = uwm_envs.make("Toy", cameras=tiny.CAMERAS, image_size=32, max_steps=1000)
     robot, watching = SimulatedRobot(env, clock, seed), Watching()
     robot.connect()

@@ -32,7 +32,8 @@ class Batch:
     """Windows ready for the objective: what is observed, clean tokens (B, N, S) and which of them exist (B, N).
 
     `clean` holds the actions that were executed, which is what dynamics are about. `intended` (B, n, A), if there is one,
-    holds the action tokens to imitate: a noisy demonstrator's own wish, without the noise that it had to correct.
+    holds the action tokens to imitate: a noisy demonstrator's own wish, without the noise that it had to correct. Committed
+    actions are executed ones too: of wishes alone the rest could be guessed without looking.
 
     Samples of a mixture may differ: `dims` (B, A) says which numbers of an action token a sample has (None: all), `has`
     {kind: (B,)} which samples have a kind of stream at all, `drawn` the shares of this batch, for the log.
@@ -66,6 +67,9 @@ def loss(
         if batch.intended is not None and not layout.of_kind("video"):
             source = batch.intended
         clean = source[window[chosen]]
+        if source is batch.intended:  # what is committed will be executed, with all its noise
+            executed = batch.clean[:, columns, : layout.size][window[chosen]]
+            clean = torch.where((part.role == roles.COMMITTED)[..., None], executed, clean)
         group_noise = noise[chosen][:, columns, : layout.size]
         dims = None if batch.dims is None else batch.dims[window[chosen]]
         for name, pair in _errors(model, layout, part, clean, group_noise, prefix.at(window[chosen]), dims).items():

@@ -47,7 +47,7 @@ class ChunkingConfig:
     many as the model's frames leave room for, so that the first plan is long and lasts until the second. `decay`: ACT's weight
     exp(-decay i) of the i-th oldest plan. `clip`: largest guidance weight (RTC's beta). `samples`, `coherence`, `weak_rows`:
     BID's batch, its weight rho^i on the i-th overlapping action, and the rows of the weak policy that it contrasts with (0:
-    backward coherence only).
+    backward coherence only). `eased`: a committed plan leads on from the action before it (`eased`).
     """
 
     kind: str = "committed"
@@ -61,6 +61,7 @@ class ChunkingConfig:
     samples: int = 8
     coherence: float = 0.9
     weak_rows: int = 2
+    eased: bool = True
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -195,6 +196,26 @@ class Planner:
         return memory, drawn[int(loss.argmin())]
 
 
+def eased(actions: Float[np.ndarray, "n A"], before: Float[np.ndarray, " A"], switches: Sequence[int] = ()) -> Float[np.ndarray, "n A"]:
+    """A plan that leads on from the action `before` it: what lies between them falls to nothing along the plan.
+
+    ```
+    before   . . o
+                  |  offset, to the plan's own line drawn back by one tick
+    plan          x - x - x - x          a_k + offset (1 - (k + 1) / (n + 1))
+    ```
+
+    A new observation corrects the plan; the correction comes over n ticks instead of at once. `switches` (a gripper) are left alone.
+    """
+    count = len(actions)
+    if count < 2:
+        return actions
+    offset = before - (2 * actions[0] - actions[1])
+    offset[list(switches)] = 0
+    share = 1 - np.arange(1, count + 1) / (count + 1)
+    return (actions + share[:, None] * offset).astype(np.float32)
+
+
 def soft_mask(certain: int, overlap: int) -> torch.Tensor:
     """Weights (overlap,): 1 for the certain ones, then falling (Black et al. 2025, eq. 5)."""
     index = torch.arange(overlap, dtype=torch.float32)
@@ -222,20 +243,3 @@ def _saved(memory: roll.Buffer) -> dict[str, np.ndarray]:
 
 def _loaded(saved: dict[str, np.ndarray]) -> roll.Buffer:
     return roll.Buffer.from_tensors({name: torch.from_numpy(value) for name, value in saved.items()})
-
-
-def smoothness(actions: Float[np.ndarray, "T A"], plans: Sequence[int]) -> dict[str, float]:
-    """Mean jump |a_t - a_t-1| and jerk |third difference| where the plan changes and inside plans, and their ratios.
-
-    `plans` (T,): the plan that each action came from. A border that does not exist counts as NaN.
-    """
-    actions, border = np.asarray(actions, np.float64), np.diff(np.asarray(plans)) != 0
-    jump, jerk = (np.linalg.norm(np.diff(actions, n, axis=0), axis=1) for n in (1, 3))
-    near = np.array([border[i : i + 3].any() for i in range(len(jerk))], bool)
-    found = {}
-    for name, value, at in (("jump", jump, border), ("jerk", jerk, near)):
-        for where, chosen in (("border", value[at]), ("inside", value[~at])):
-            found[f"{name}_{where}"] = float(chosen.mean()) if len(chosen) else math.nan
-        inside = found[f"{name}_inside"]
-        found[f"{name}_ratio"] = found[f"{name}_border"] / inside if inside > 0 else math.nan
-    return found

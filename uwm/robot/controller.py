@@ -21,7 +21,7 @@ from typing import Protocol
 
 import numpy as np
 
-from uwm.robot.chunking import ChunkingConfig, Delay, Schedule, check
+from uwm.robot.chunking import ChunkingConfig, Delay, Schedule, check, eased
 from uwm.robot.clock import Clock
 from uwm.robot.evaluate import percentiles
 from uwm.robot.history import History
@@ -351,7 +351,14 @@ class Controller:
         self.statistics.latencies_s.append(latency_s)
         committed = len(job.queue) if self.config.kind == "committed" else 0
         first = job.tick + committed if len(job.queue) else index
-        return result, self.schedule.join(result.index, first, answer.actions, index)
+        return result, self.schedule.join(result.index, first, self._eased(answer.actions, job), index)
+
+    def _eased(self, actions: np.ndarray, job: Job) -> np.ndarray:
+        """A committed plan as it joins what is sent before it; other kinds overlap, and join in their own ways."""
+        before = job.queue if len(job.queue) else job.executed
+        if self.config.kind != "committed" or not self.config.eased or not len(before):
+            return actions
+        return eased(actions, before[-1], self.spec.action.gripper)
 
     def _ask(self, index: int, now_s: float) -> int | None:
         """Asks for a plan if it is time for one and there is something to act on; returns its index."""
