@@ -10,6 +10,8 @@ import time
 import numpy as np
 import pytest
 
+import test_robot_dds
+import tiny
 import uwm_data
 from oracle import unchecked_shapes
 from uwm import build, cli, control, serve
@@ -21,6 +23,8 @@ from uwm.robot.clock import VirtualClock
 from uwm.robot.interrupts import Interrupts
 from uwm.robot.monitor import Monitor, MonitorError
 from uwm.robot.policy import PolicyConfig
+
+domain, worker_id = test_robot_dds.domain, test_robot_dds.worker_id
 
 POLICY = {"rows": 4, "chunk": 2, "chunks": 2}
 SLOW = lambda index, generator: 0.15  # noqa: E731 - two ticks of the toy world
@@ -292,3 +296,27 @@ def test_a_second_signal_is_raised_at_once_and_handlers_are_given_back():
 def test_the_configs_of_control_and_serve_are_what_their_runs_expect():
     assert from_mapping(control.ControlRun, cli.compose("control", [])).world == build.WorldConfig()
     assert from_mapping(serve.ServeRun, cli.compose("serve", [])).policy == PolicyConfig(chunks=4)
+
+
+# ---- a robot on ROS 2 ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def arm_checkpoint(tmp_path_factory):
+    """A policy without cameras for the arm of `test_robot_dds`, from random episodes: its motion means nothing, its shapes fit."""
+    card = {"robot": "ros2", "rate_hz": 20.0, "cameras": [], "action": {"names": list(test_robot_dds.JOINTS)}}
+    return tiny.trained(tmp_path_factory.mktemp("arm"), card, proprio_size=6)
+
+
+def test_a_robot_on_ros_2_is_driven_by_the_command(arm_checkpoint, domain):
+    arm = test_robot_dds.Arm(test_robot_dds.dds._messages(), domain, cameras=())
+    try:
+        options = {"domain": domain, "limits": {name: list(ends) for name, ends in test_robot_dds.LIMITS.items()}}
+        run = run_of(arm_checkpoint, robot="dds", rate_hz=20.0, options=options, duration_s=2.0, worker="thread", force=True)
+        told = control.drive(run)
+        assert told["ended"] == "time is over" and told["robot"] == "ROS 2 over DDS"
+        assert told["ticks"] > 20 and told["behaviours"]["send"] > 10
+        low, high = np.array(list(test_robot_dds.LIMITS.values())).T
+        assert len(arm.commands) > 10 and (np.array(arm.commands) >= low - 1e-6).all() and (np.array(arm.commands) <= high + 1e-6).all()
+    finally:
+        arm.close()

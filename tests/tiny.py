@@ -1,5 +1,6 @@
 """A model of a few thousand weights and random batches for it, for tests of everything above the network."""
 
+import numpy as np
 import torch
 
 from uwm.core.patterns import Pattern
@@ -29,6 +30,24 @@ def model(seed: int = 0, action_size: int = 2, proprio_size: int = 2, image_size
         for parameter in built.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))
     return built.eval()
+
+
+def trained(folder, card: dict, proprio_size: int):
+    """A checkpoint of two steps on random episodes, without cameras: its motion means nothing, its shapes fit the robot of `card`."""
+    import uwm_data
+    from uwm import cli
+
+    generator, size = np.random.default_rng(0), len(card["action"]["names"])
+    kinds = {"proprio": (proprio_size, "state"), "action": (size, "action")}
+    streams = {name: uwm_data.StreamSpec((numbers,), "float32", card["rate_hz"], kind) for name, (numbers, kind) in kinds.items()}
+    with uwm_data.EpisodeStore.create(folder / "arm.zarr", streams, card) as store:
+        for _ in range(4):
+            arrays = {"proprio": generator.normal(size=(31, proprio_size)), "action": 0.1 * generator.normal(size=(30, size))}
+            store.append({name: value.astype("f4") for name, value in arrays.items()}, {"success": True})
+    training = ["model=tiny", "model.video_frames=[]", "patterns@train.objective.patterns=actions", "train.steps=2", "train.batch=4"]
+    run = ["train", f"data={folder / 'arm.zarr'}", f"out={folder}", *training, "logger=off", "train.precision=float32"]
+    assert cli.main(run) == 0
+    return folder / "model"
 
 
 def observation(batch: int, seed: int = 0, config: ModelConfig | None = None) -> Observation:

@@ -14,6 +14,7 @@ import time
 import numpy as np
 import pytest
 
+import tiny
 from judges import judging
 from uwm.robot.clock import MonotonicClock
 from uwm.robot.conformance import check
@@ -176,6 +177,30 @@ def test_a_policy_that_dies_or_hangs_leads_to_a_controlled_stop_and_the_arm_can_
     finally:
         again.close()
     assert not server.since(place), server.since(place)
+
+
+def test_the_control_command_drives_the_arm_and_killed_leaves_it_standing_still(server, tmp_path):
+    place = server.log.stat().st_size
+    about = FrankaRobot(ADDRESS, gripper=False).spec
+    checkpoint = tiny.trained(tmp_path, dict(about.card), proprio_size=about.sensors["proprio"].shape[0])
+    words = ["robot=franka", f"options={{address: {ADDRESS}, gripper: false}}", "policy.rows=4", "policy.chunk=2", "policy.chunks=2"]
+    begin = [sys.executable, "-c", "from uwm.cli import main; main()", "control", f"checkpoint={checkpoint}"]
+    command = [*begin, *words, "audit=null", "force=true"]
+    done = subprocess.run([*command, "duration_s=3"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0 and "time is over" in done.stdout, done.stdout + done.stderr
+    assert not server.since(place), server.since(place)
+    with subprocess.Popen([*command, "duration_s=60"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as run:
+        next(line for line in run.stderr if "verdict" in line)
+        time.sleep(3.0)
+        run.kill()
+    time.sleep(1.0)
+    assert not server.since(place), server.since(place)
+    again = FrankaRobot(ADDRESS, gripper=False)
+    again.connect()
+    try:
+        assert speed(again) < 1e-2, "the arm stands still"
+    finally:
+        again.close()
 
 
 def test_a_stop_from_another_thread_in_full_motion(robot):
