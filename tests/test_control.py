@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
 
 import test_robot_dds
+import test_robot_robots
 import tiny
 import uwm_data
 from oracle import unchecked_shapes
@@ -20,6 +22,7 @@ from uwm.learn.checkpoint import CheckpointError
 from uwm.robot import audit
 from uwm.robot.budget import Budget
 from uwm.robot.clock import VirtualClock
+from uwm.robot.inference import Job
 from uwm.robot.interrupts import Interrupts
 from uwm.robot.monitor import Monitor, MonitorError
 from uwm.robot.policy import PolicyConfig
@@ -320,3 +323,50 @@ def test_a_robot_on_ros_2_is_driven_by_the_command(arm_checkpoint, domain):
         assert len(arm.commands) > 10 and (np.array(arm.commands) >= low - 1e-6).all() and (np.array(arm.commands) <= high + 1e-6).all()
     finally:
         arm.close()
+
+
+# ---- a robot of LeRobot ----------------------------------------------------------------------------------------------
+
+
+def test_a_robot_of_lerobot_is_made_by_its_type_and_config_and_driven(tmp_path, monkeypatch):
+    made = []
+
+    class Follower(test_robot_robots.Arm):
+        observation_features = {"elbow.pos": float, "gripper.pos": float}  # noqa: RUF012
+
+        def get_observation(self):
+            return dict(self.at)
+
+    class RobotConfig:
+        @staticmethod
+        def get_choice_class(kind):
+            return lambda **settings: (kind, settings)
+
+    theirs = types.ModuleType("lerobot.robots")
+    theirs.RobotConfig, theirs.make_robot_from_config = RobotConfig, lambda config: made.append(config) or Follower()
+    monkeypatch.setitem(sys.modules, "lerobot", types.ModuleType("lerobot"))
+    monkeypatch.setitem(sys.modules, "lerobot.robots", theirs)
+    card = {"robot": "fake_follower", "rate_hz": 30.0, "cameras": [], "action": {"names": ["gripper.pos", "elbow.pos"]}}
+    checkpoint = tiny.trained(tmp_path, card, proprio_size=2)
+    limits = {name: list(ends) for name, ends in test_robot_robots.LIMITS.items()}
+    options = {"type": "fake_follower", "config": {"port": "here"}, "limits": limits}
+    told = drive(checkpoint, robot="lerobot", rate_hz=30.0, options=options, duration_s=2.0, force=True)
+    assert made == [("fake_follower", {"port": "here"})] and told["robot"] == "LeRobot fake_follower"
+    assert told["ended"] == "time is over" and told["behaviours"]["send"] > 20
+    with pytest.raises(ConfigError, match="needs rate_hz and options"):
+        drive(checkpoint, robot="lerobot", options={"limits": {}})
+
+
+def test_bfloat16_plans_stay_near_those_in_float32(checkpoint):
+    jobs, answers = [], {}
+    for precision in ("float32", "bfloat16"):
+        run = run_of(checkpoint, precision=precision)
+        plan = control.planner(run)
+        if not jobs:
+            frames = {name: np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8) for name in ("agentview", "wrist")}
+            none = np.zeros((0, 2), np.float32)
+            jobs.append(Job(0, 0, {**frames, "proprio": np.full(2, 0.3, np.float32)}, none, none))
+        answers[precision] = plan(jobs[0]).actions
+    assert answers["bfloat16"].dtype == np.float32 and not np.array_equal(*answers.values())
+    spread = np.abs(answers["float32"]).max()
+    np.testing.assert_allclose(answers["bfloat16"], answers["float32"], atol=0.05 * spread)

@@ -26,7 +26,8 @@ TOP = {"runs", "dataset", "windows", "data", "training", "bench", "build", "cont
        "serve", "cli", "__main__"}  # fmt: skip
 NOT_BELOW = {"fast": {"sample", "noise"}}  # floors allow it, the design does not: fast uses nn only
 EXTRAS = ("robosuite", "mujoco", "gymnasium", "cv2", "zarr", "numcodecs", "h5py", "pyarrow", "av", "hydra", "omegaconf", "wandb",
-          "tqdm", "websockets", "msgpack", "matplotlib", "PIL", "scipy", "skimage", "jaxtyping")  # fmt: skip
+          "tqdm", "websockets", "msgpack", "matplotlib", "PIL", "scipy", "skimage", "jaxtyping", "pylibfranka", "cyclonedds", "rosbags",
+          "mcap", "rerun", "lerobot")  # fmt: skip
 GRAB_BAGS = {"utils", "util", "common", "helpers", "helper", "misc", "tools", "shared"}
 
 
@@ -170,7 +171,7 @@ for name in MODULES:
 
 def test_a_control_node_with_the_core_alone_can_import_everything_that_a_policy_needs():
     rooms = ("core", "noise", "nn", "sample", "robot")
-    files = [file for room in rooms for file in sorted((PACKAGES["uwm"] / room).glob("*.py"))]
+    files = [file for room in rooms for file in sorted((PACKAGES["uwm"] / room).rglob("*.py"))]
     # these two speak to a server's clients and to people
     modules = [module_of(file) for file in files if file.stem not in ("server", "client")]
     loaded_by(f"BLOCKED = {set(EXTRAS)!r}\nMODULES = {modules!r}\n" + BLOCK)
