@@ -21,12 +21,14 @@ import queue
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from multiprocessing import reduction
 from typing import Any, Protocol
 
 import numpy as np
 
 from uwm.robot.clock import Clock
+from uwm.robot.shelf import Shelf
 
 TOLERANCE_S = 1e-6  # due times are sums of floats: a result due exactly at a tick must not miss it
 
@@ -270,20 +272,23 @@ class ProcessWorker:
 
 
 class _Child:
-    """One process and the pipe to it, as its thread sees it."""
+    """One process, the pipe to it and the shelf for camera frames, as its thread sees it."""
 
     def __init__(self, make: Callable[[], Compute]):
         self.make, self.process, self._lock, self._killed = make, None, threading.Lock(), False
+        self.shelf: Shelf | None = None
 
     def begin(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        process = context.Process(target=_compute_for, args=(theirs, self.make), daemon=True)
         with self._lock:
             if self._killed:
                 raise WorkerDied("closed before it started")
+            self.shelf = Shelf()
+            process = context.Process(target=_compute_for, args=(theirs, _Inherited(self.shelf.fd), self.make), daemon=True)
             process.start()
             self.process = process
+            self.shelf.close()  # both have mapped it, or will have
         theirs.close()  # so that the end of the process is the end of the pipe
         failure = self._receive()
         if failure is not None:
@@ -291,7 +296,7 @@ class _Child:
 
     def serve(self, job: Job) -> tuple[Answer | None, Exception | None]:
         try:
-            self.pipe.send(job)
+            self.pipe.send((replace(job, observation={}), self.shelf.put(job.observation)))
             return self._receive()
         except (OSError, EOFError, WorkerDied) as error:
             return None, error if isinstance(error, WorkerDied) else WorkerDied(f"the process ended: {error}")
@@ -310,9 +315,23 @@ class _Child:
                 self.process.kill()
 
 
-def _compute_for(pipe: Any, make: Callable[[], Compute]) -> None:
+class _Inherited:
+    """A file descriptor on its way to a process that is being started."""
+
+    def __init__(self, fd: int):
+        self.fd = fd
+
+    def __getstate__(self) -> Any:
+        return reduction.DupFd(self.fd)
+
+    def __setstate__(self, duplicate: Any) -> None:
+        self.fd = duplicate.detach()
+
+
+def _compute_for(pipe: Any, memory: _Inherited, make: Callable[[], Compute]) -> None:
     """Life of the process: load, say so, answer job after job until the pipe ends with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to end, and its end ends this pipe
+    shelf = Shelf(memory.fd)
     try:
         compute = make()
     except Exception as error:  # noqa: BLE001 - it is handed on
@@ -321,6 +340,7 @@ def _compute_for(pipe: Any, make: Callable[[], Compute]) -> None:
     pipe.send(None)
     with contextlib.suppress(EOFError, OSError):
         while True:
-            answer, error = _outcome(compute, pipe.recv())
+            job, observation = pipe.recv()
+            answer, error = _outcome(compute, replace(job, observation=shelf.taken(observation)))
             # Not every exception survives the journey; its words do.
             pipe.send((answer, None if error is None else RuntimeError(f"{type(error).__name__}: {error}")))

@@ -1,0 +1,83 @@
+"""Large arrays pass between processes in memory that both have: equal, without a copy, and gone with its users."""
+
+import os
+import signal
+import time
+
+import numpy as np
+
+from uwm.robot.clock import MonotonicClock
+from uwm.robot.inference import Answer, Job, ProcessWorker
+from uwm.robot.shelf import SIZE, SMALL, Place, Shelf
+
+
+def frames(seed=0, side=64):
+    generator = np.random.default_rng(seed)
+    pictures = {name: generator.integers(0, 256, (side, side, 3), dtype=np.uint8) for name in ("front", "wrist")}
+    return {**pictures, "proprio": generator.normal(size=7).astype(np.float32)}
+
+
+def test_large_arrays_lie_on_the_shelf_and_small_ones_travel():
+    ours = Shelf()
+    theirs = Shelf(os.dup(ours.fd))
+    put = ours.put(frames())
+    assert isinstance(put["front"], Place) and isinstance(put["wrist"], Place) and isinstance(put["proprio"], np.ndarray)
+    taken = theirs.taken(put)
+    for name, value in frames().items():
+        np.testing.assert_array_equal(taken[name], value)
+        assert taken[name].dtype == value.dtype
+    ours.put(frames(seed=1))
+    np.testing.assert_array_equal(taken["front"], frames(seed=1)["front"])  # a view: what is put next takes its place
+    ours.close()
+    ours.close()
+    theirs.close()
+
+
+def test_what_does_not_fit_travels_as_it_is():
+    shelf = Shelf()
+    large = {"a": np.zeros(SIZE - SMALL, np.uint8), "b": np.zeros(2 * SMALL, np.uint8), "strided": np.zeros((SMALL, 2))[:, ::2]}
+    put = shelf.put(large)
+    assert isinstance(put["a"], Place) and put["b"] is large["b"] and put["strided"] is large["strided"]
+    shelf.close()
+
+
+def sums(job):
+    """What a policy would do with a job: looks at the frames."""
+    assert not job.observation["front"].flags.owndata
+    return Answer(np.array([[float(value.astype(np.float64).sum()) for value in job.observation.values()]], np.float32))
+
+
+def make_sums():
+    return sums
+
+
+def answered(worker, observation, index=0):
+    give_up = time.monotonic() + 60
+    while not worker.idle:
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+    none = np.zeros((0, 2), np.float32)
+    worker.submit(Job(index, index, observation, none, none))
+    while (result := worker.poll()) is None:
+        assert time.monotonic() < give_up
+        time.sleep(0.001)
+    return result
+
+
+def test_a_worker_sees_the_frames_of_every_job_also_after_its_process_was_killed():
+    before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    worker = ProcessWorker(make_sums, MonotonicClock())
+    try:
+        for index in range(3):
+            told = frames(seed=index)
+            result = answered(worker, told, index)
+            assert result.error is None, result.error
+            found = result.answer.actions[0]
+            np.testing.assert_allclose(found, [value.astype(np.float64).sum() for value in told.values()], rtol=1e-6)
+        os.kill(worker.process_id, signal.SIGKILL)
+        assert answered(worker, frames(), 3).error is not None
+        np.testing.assert_allclose(answered(worker, frames(7), 4).answer.actions[0][0], frames(7)["front"].sum(), rtol=1e-6)
+    finally:
+        worker.close()
+    if before:
+        assert not [name for name in set(os.listdir("/dev/shm")) - before if "uwm" in name], "no name is left behind"
