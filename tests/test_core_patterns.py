@@ -135,6 +135,19 @@ def test_rungs_change_no_number_of_patterns_without_them():
     assert torch.equal(level, wanted)
 
 
+def test_a_loose_prefix_has_one_level_per_sample_up_to_its_bound_and_its_length_stays_as_it_was():
+    firm, loose = (draw(Pattern(committed=4, video="absent", loose=bound), LAYOUT, 2000, seeded()) for bound in (0.0, 0.4))
+    assert torch.equal(firm.role[:, FUTURE], loose.role[:, FUTURE])
+    prefix = loose.role[:, FUTURE] == roles.COMMITTED
+    held = loose.level[:, FUTURE]
+    some = prefix.any(dim=1)
+    highest = torch.where(prefix, held, 0.0).amax(dim=1)
+    assert bool((torch.where(prefix, held, highest[:, None]) == highest[:, None]).all()) and float(highest.max()) <= 0.4
+    assert float(highest[some].mean()) == pytest.approx(0.2, abs=0.01) and bool((highest[some] > 0).all())
+    with pytest.raises(ValueError, match="loose is a level"):
+        Pattern(loose=1.5)
+
+
 def test_absent_actions_are_never_committed():
     drawn = draw(Pattern(action="absent", committed=5), LAYOUT, 200, seeded())
     assert set(drawn.role[:, FUTURE].flatten().tolist()) == {roles.ABSENT}

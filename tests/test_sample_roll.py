@@ -251,3 +251,31 @@ def test_executed_actions_of_another_shape_are_refused():
     buffer, sent, _ = act(roll.empty(ladder, [0, 1], 1, DTYPE), ladder)
     with unchecked_shapes(), pytest.raises(ValueError, match=r"must be \(2, 2, 1\), got \(2, 1, 1\)"):
         roll.roll(buffer, ladder, sent[:, :1])
+
+
+@pytest.mark.parametrize("primer", ["denoise", "zero"])
+def test_committed_actions_are_held_at_the_ladders_looseness_and_lean_less_on_what_follows(primer):
+    sent = {}
+    world = correlated(1 + 2 + 4, seed=3)
+    for loose in (0.0, 0.25):
+        ladder = Ladder(4, 2, 2, past=1, primer=primer, loose=loose)
+        for committed in (-2.0, 2.0):
+            buffer = roll.recall(roll.empty(ladder, [7], 1, DTYPE), torch.zeros(1, 1, 1, dtype=DTYPE))
+            prefix, levels, seen = torch.full((1, 2, 1), committed, dtype=DTYPE), [], []
+            role = roll.role(buffer, 2)
+
+            def denoise(x, level, role=role, levels=levels, seen=seen):
+                levels.append(level[:, 1:3])
+                seen.append(x[:, 1:3])
+                return world.denoiser(COSINE, role)(x, level)
+
+            buffer, sent[loose, committed] = roll.tick(buffer, ladder, denoise, COSINE, RULES[0], prefix)
+            assert bool((torch.cat(levels) == loose).all())
+            assert all(torch.equal(each, seen[0]) for each in seen) and torch.equal(seen[0], prefix) == (loose == 0)
+    firm, loose = ((sent[level, 2.0] - sent[level, -2.0]).abs()[0, 0] for level in (0.0, 0.25))
+    assert float(loose) < float(firm)
+
+
+def test_looseness_is_a_level():
+    with pytest.raises(ValueError, match="loose is a level"):
+        Ladder(4, 2, 2, loose=1.1)

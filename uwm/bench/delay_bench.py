@@ -105,17 +105,17 @@ def cells(delays) -> list[Cell]:
 
 
 def pusht() -> Case:
-    """Push-T from states; its policy is trained the first time, a few minutes. 20 frames: 8 committed and a buffer of 6 x 2."""
+    """Push-T from states; its policy is trained the first time, half an hour. 20 frames: 8 committed and a buffer of 3 x 4."""
     patterns = (
-        Pattern(0.25, "ladder", "absent", chunk=2, rungs=6),
-        Pattern(0.45, "ladder", "absent", chunk=2, committed=8, rungs=6),
+        Pattern(0.25, "ladder", "absent", chunk=4, rungs=3),
+        Pattern(0.45, "ladder", "absent", chunk=4, committed=8, rungs=3),
         Pattern(0.30, "constant", "absent"),
     )
     size = SizeConfig(horizon=20, video_frames=(), backbone=BackboneConfig(width=128, depth=3, heads=4, registers=4, waist=64))
-    learned = TrainConfig(steps=2500, batch=64, precision="float32", objective=ObjectiveConfig(patterns=patterns))
+    learned = TrainConfig(steps=9000, batch=32, precision="float32", objective=ObjectiveConfig(3, patterns=patterns))
     streams = StreamsConfig(cameras=(), proprio=("state",), action="action")
     trained = train(TrainRun("datasets/pusht_state", str(PUSHT), streams=streams, logger="off", model=size, train=learned))
-    return Case("PushT", str(trained), chunk=2, buffer=6, whole=10)
+    return Case("PushT", str(trained), chunk=4, buffer=3, whole=5)
 
 
 def lift() -> Case:

@@ -98,7 +98,8 @@ class Pattern:
     0..committed per sample (training-time real-time chunking). `chunk`: actions per rung of a ladder. `rungs`: where the
     ladder stands; 0: it spans all frames and the prefix covers its lowest rungs; n: n rungs directly behind the prefix, as
     the rolling buffer has them while actions are under way, and what lies beyond them is absent. `shared`: everything active
-    has one level per sample, whatever the rules say (one level for all modalities, as in PAD, Guo et al. 2024).
+    has one level per sample, whatever the rules say (one level for all modalities, as in PAD, Guo et al. 2024). `loose`: the
+    prefix is noisy, at one level per sample of up to this: what follows can then not be read off it, and must be seen.
     """
 
     weight: float = 1.0
@@ -112,6 +113,7 @@ class Pattern:
     label: str = "constant"
     word: str = "constant"
     shared: bool = False
+    loose: float = 0.0
 
     def __post_init__(self):
         for kind in KINDS:
@@ -121,6 +123,8 @@ class Pattern:
                 raise ValueError(f"pattern of {kind}: {error}") from error
         if self.weight < 0 or self.chunk < 1 or min(self.committed, self.rungs) < 0:
             raise ValueError(f"weight, committed and rungs must be >= 0 and chunk >= 1, got {self}")
+        if not 0 <= self.loose <= 1:
+            raise ValueError(f"loose is a level, in [0, 1], got {self.loose}")
         if self.rungs and self.action != "ladder":
             raise ValueError(f"rungs belong to a ladder of actions, got rungs {self.rungs} for the rule {self.action!r}")
 
@@ -150,18 +154,19 @@ def draw(pattern: Pattern, layout: Layout, batch: int, generator: Generator) -> 
     if pattern.shared:
         level = torch.where(role == roles.ACTIVE, _uniform(batch, generator), level)
     if pattern.action != "absent":
-        count = _commit(pattern.committed, layout, level, role, generator)
+        count = _commit(pattern, layout, level, role, generator)
         if pattern.rungs:
             _lay_behind(count, pattern, layout, level, role, generator)
     _show_past(layout, level, role, generator)
     return Draw(level, role)
 
 
-def _commit(longest: int, layout: Layout, level: Tensor, role: Tensor, generator: Generator) -> Int[Tensor, "B 1"]:
-    """Makes the first k future actions of each sample clean, k uniform on 0..longest; returns k."""
-    count = torch.randint(0, longest + 1, (len(level), 1), generator=generator)
+def _commit(pattern: Pattern, layout: Layout, level: Tensor, role: Tensor, generator: Generator) -> Int[Tensor, "B 1"]:
+    """Holds the first k future actions of each sample at a level of 0 to `loose`, k uniform on 0..committed; returns k."""
+    count = torch.randint(0, pattern.committed + 1, (len(level), 1), generator=generator)
     prefix = layout.mask(*layout.of_kind("action")) & (layout.frame >= 0) & (layout.frame[None] < count)
-    level[prefix] = 0.0
+    held = pattern.loose * torch.rand(len(level), 1, generator=generator) if pattern.loose else torch.zeros(len(level), 1)
+    level[prefix] = held.expand_as(level)[prefix]
     role[prefix] = roles.COMMITTED
     return count
 

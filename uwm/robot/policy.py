@@ -31,7 +31,10 @@ LIMIT = 6.0  # normalised actions are clipped at this many spreads
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """`kind` "streaming" or "chunked"; rows from noise to clean; actions sent per tick; chunks held; past actions given."""
+    """`kind` "streaming" or "chunked"; rows from noise to clean; actions sent per tick; chunks held; past actions given.
+
+    `primer`, `loose`: see `uwm.sample.roll.Ladder`.
+    """
 
     kind: str = "streaming"
     rows: int = 12
@@ -40,6 +43,7 @@ class PolicyConfig:
     past: int = 2
     primer: str = "denoise"
     step: str = "ddim"
+    loose: float = 0.0
 
     def __post_init__(self):
         if self.kind not in ("streaming", "chunked"):
@@ -47,7 +51,7 @@ class PolicyConfig:
 
     @property
     def ladder(self) -> roll.Ladder:
-        return roll.Ladder(self.rows, self.chunk, self.chunks, self.past, self.primer)
+        return roll.Ladder(self.rows, self.chunk, self.chunks, self.past, self.primer, self.loose)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ class Ladder:
     """How the buffer is run: `rows` calls from noise to clean, `chunk` actions sent per tick, `chunks` chunks held.
 
     `past` executed actions are kept as given tokens (0 or more). `primer` fills a fresh buffer: "denoise" samples the
-    whole horizon once (`rows` calls) and noises it back to the ladder; "zero" noises the mean action (no calls).
+    whole horizon once (`rows` calls) and noises it back to the ladder; "zero" noises the mean action (no calls). `loose` is the
+    level at which committed actions are shown: 0 as they are; above, what follows leans less on them and more on what is seen.
     """
 
     rows: int
@@ -51,8 +52,11 @@ class Ladder:
     chunks: int
     past: int = 2
     primer: str = "denoise"
+    loose: float = 0.0
 
     def __post_init__(self):
+        if not 0 <= self.loose <= 1:
+            raise ValueError(f"loose is a level, in [0, 1], got {self.loose}")
         if min(self.rows, self.chunk, self.chunks) < 1 or self.past < 0:
             raise ValueError(f"rows, chunk and chunks must be >= 1 and past >= 0, got {self}")
         if self.primer not in PRIMERS:
@@ -157,6 +161,7 @@ def tick(
     if not 1 <= count <= ladder.chunks:
         raise ValueError(f"a tick finishes 1 to {ladder.chunks} chunks, got {count}")
     committed = buffer.future[:, :0] if committed is None else committed.to(buffer.future)
+    committed, buffer = _loosened(buffer, ladder, path, committed)
     if bool(buffer.fresh.any()):
         buffer = _prime(buffer, ladder, denoise, path, step, committed)
     remaining = plans.streaming_remaining(ladder.rows, ladder.chunks, buffer.tick)
@@ -164,7 +169,7 @@ def tick(
     done = torch.arange(int(calls.max()) + 1)[:, None, None].minimum(calls[None])
     level = ((remaining[None] - done).clamp(min=0) / ladder.rows).repeat_interleave(ladder.chunk, dim=2)
     row, given = _row(buffer, committed)
-    x, randomness = sample(denoise, path, row, pad(level, (given, 0)), step, buffer.randomness)
+    x, randomness = sample(denoise, path, row, _held(level, ladder, buffer, committed), step, buffer.randomness)
     buffer = replace(buffer, future=x[:, given:], randomness=randomness)
     return buffer, buffer.future[:, : count * ladder.chunk]
 
@@ -198,8 +203,23 @@ def restarted(buffer: Buffer) -> Buffer:
 
 
 def _row(buffer: Buffer, committed: Tensor) -> tuple[Tensor, int]:
-    """[past, committed, future] and how many tokens stand before the future, all at level 0."""
+    """[past, committed, future] and how many tokens stand before the future."""
     return torch.cat([buffer.past, committed, buffer.future], dim=1), buffer.past.shape[1] + committed.shape[1]
+
+
+def _held(level: Float[Tensor, "K1 B H"], ladder: Ladder, buffer: Buffer, committed: Tensor) -> Float[Tensor, "K1 B N"]:
+    """Levels of [past, committed, future]: the past is clean, what is committed stays at the ladder's `loose`."""
+    behind = pad(level, (committed.shape[1], 0), value=ladder.loose)
+    return pad(behind, (buffer.past.shape[1], 0))
+
+
+def _loosened(buffer: Buffer, ladder: Ladder, path: GaussianPath, committed: Tensor) -> tuple[Tensor, Buffer]:
+    """Committed actions at the ladder's `loose`, with noise from the buffer."""
+    if not ladder.loose or not committed.shape[1]:
+        return committed, buffer
+    noise, randomness = buffer.randomness.normal(*committed.shape[1:], dtype=committed.dtype)
+    held = committed.new_full(committed.shape[:2], ladder.loose)
+    return corrupt(path, committed.expand(len(noise), -1, -1), noise, held), replace(buffer, randomness=randomness)
 
 
 def _prime(buffer: Buffer, ladder: Ladder, denoise: Denoise, path: GaussianPath, step: StepRule, committed: Tensor) -> Buffer:
@@ -213,7 +233,7 @@ def _prime(buffer: Buffer, ladder: Ladder, denoise: Denoise, path: GaussianPath,
         level = falling[:, None, None].expand(-1, len(noise), shape[0])
         # A buffer that is not fresh stands still meanwhile: equal levels in every row.
         level = torch.where(buffer.fresh[None, :, None], level, 0.0)
-        out, randomness = sample(denoise, path, row, pad(level, (given, 0)), step, randomness)
+        out, randomness = sample(denoise, path, row, _held(level, ladder, buffer, committed), step, randomness)
         clean = out[:, given:]
         noise, randomness = randomness.normal(*shape, dtype=buffer.future.dtype)
     remaining = plans.streaming_remaining(ladder.rows, ladder.chunks, buffer.tick)
