@@ -29,6 +29,7 @@ from uwm.sample.denoise import Denoiser, denoiser
 from uwm.sample.loop import sample, start
 from uwm.sample.randomness import Randomness
 from uwm.sample.steps import StepRule, by_stream, rule
+from uwm.sample.unmask import unmask
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ def generate(
 ) -> dict[str, Tensor]:
     """Samples the targets, as many as there are seeds. Returns them by stream, (B, tokens of the stream, its size).
 
-    `given` {stream: clean tokens (B, n, S), or (1, n, S) for all}; `rules` by stream or kind (ddim unless told); `limit` clips
-    clean estimates; `plan` replaces the plan in which all targets fall together. ValueError for a stream that is unknown or has
+    `given` {stream: clean tokens (B, n, S), or (1, n, S) for all}; `rules` by stream or kind (unless told unmask for words and ddim
+    for the rest); `limit` clips clean estimates; `plan` replaces the plan in which all targets fall together. ValueError for a stream that is unknown or has
     two roles, for no target, for given tokens of a wrong shape or not finite, for guidance without a condition.
     """
     given, seeds = dict(given or {}), list(seeds)
@@ -89,8 +90,9 @@ def generate(
     denoise = plain if guidance == 0 else Guided(plain, assignment, guidance, Randomness.seeded([seed + NULL for seed in seeds]))
     x, randomness = start(plain.path, known, plan.level[0], randomness)
     x = torch.where(layout.mask(*layout.of_kind("word"))[:, None] & (plan.level[0] > 0)[:, None], 0.0, x)
+    step = by_stream(layout, {"word": unmask(), **(rules or {})}, rule("ddim"))
     with torch.inference_mode():
-        out, _ = sample(denoise, plain.path, x, plan.level, by_stream(layout, rules or {}, rule("ddim")), randomness)
+        out, _ = sample(denoise, plain.path, x, plan.level, step, randomness)
     return {name: value for name, value in layout.unpack(out).items() if name in assignment.targets}
 
 

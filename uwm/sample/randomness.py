@@ -32,6 +32,11 @@ class Randomness:
         rows = [self._generator(i).standard_normal(shape) for i in range(len(self.key))]
         return torch.from_numpy(np.stack(rows)).to(dtype), replace(self, count=self.count + 1)
 
+    def uniform(self, *shape: int) -> tuple[Tensor, "Randomness"]:
+        """Uniform numbers in [0, 1), float64, (B, *shape) and the state after them."""
+        rows = [self._generator(i).random(shape) for i in range(len(self.key))]
+        return torch.from_numpy(np.stack(rows)), replace(self, count=self.count + 1)
+
     def _generator(self, index: int) -> np.random.Generator:
         # The draw number sits in the counter's high word: draws of less than 2^64 numbers cannot overlap.
         counter = [0, int(self.count[index]), 0, 0]
