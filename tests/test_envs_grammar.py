@@ -47,12 +47,15 @@ def test_a_plan_for_something_else_does_not_reach():
     assert not grammar.reaches(goals, other) and grammar.chance(goals, other) == 0.0
 
 
+RED = "go quickly to red from right push left once then"
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("begin done", "expected 22 words, got 2"),
-        ("begin go slowly to blue from left push top twice then go quickly to red from right push left once then done", "from bottom or behind"),
-        ("begin go slowly to block from bottom push top twice then go quickly to red from right push left once then done", "word 5 is 'block'"),
+        (f"begin go slowly to blue from left push top twice then {RED} done", "from bottom or behind"),
+        (f"begin go slowly to block from bottom push top twice then {RED} done", "word 5 is 'block'"),
     ],
 )
 def test_other_texts_are_no_plans(text, words):

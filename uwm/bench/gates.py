@@ -1,14 +1,15 @@
-"""Gates: a measured value against a limit, with three possible verdicts.
+"""Gates: a measured value against a limit, with four possible verdicts.
 
 `holds` and `does not hold` are judgements; `not judged` says that the evidence is too thin for one. A gate that was not
-judged never counts as passed.
+judged never counts as passed. What a paper found with other networks and data is no promise of ours: where it does not show
+here, it is `not reproduced at this scale`.
 """
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-HOLDS, FAILS, NOT_JUDGED = "holds", "does not hold", "not judged"
+HOLDS, FAILS, NOT_JUDGED, NOT_REPRODUCED = "holds", "does not hold", "not judged", "not reproduced at this scale"
 SENSES = {"<": float.__lt__, "<=": float.__le__, ">": float.__gt__, ">=": float.__ge__}
 
 
@@ -16,7 +17,8 @@ SENSES = {"<": float.__lt__, "<=": float.__le__, ">": float.__gt__, ">=": float.
 class Gate:
     """`value` of a metric must be `sense` ("<", "<=", ">", ">=") `limit`; `enough` says that the evidence suffices.
 
-    `baseline` says in words what the value is compared with; `interval` is its 95 % interval where one is known.
+    `baseline` says in words what the value is compared with; `interval` is its 95 % interval where one is known. `paper`: the
+    claim is a paper's, about its own scale.
     """
 
     name: str
@@ -26,6 +28,7 @@ class Gate:
     enough: bool = True
     baseline: str = ""
     interval: tuple[float, float] | None = None
+    paper: bool = False
 
     def __post_init__(self):
         if self.sense not in SENSES:
@@ -38,7 +41,9 @@ class Gate:
             return FAILS
         if not self.enough:
             return NOT_JUDGED
-        return HOLDS if SENSES[self.sense](float(self.value), float(self.limit)) else FAILS
+        if SENSES[self.sense](float(self.value), float(self.limit)):
+            return HOLDS
+        return NOT_REPRODUCED if self.paper else FAILS
 
     @property
     def text(self) -> str:
@@ -59,10 +64,11 @@ class Gate:
 
 
 def overall(verdicts: Iterable[str]) -> str:
-    """One verdict for all: any failure fails; anything not judged, or nothing at all, leaves the whole not judged."""
+    """One verdict for all: any failure fails, then what was not reproduced; anything not judged, or nothing, is not judged."""
     found = set(verdicts)
-    if FAILS in found:
-        return FAILS
+    for worst in (FAILS, NOT_REPRODUCED):
+        if worst in found:
+            return worst
     return HOLDS if found == {HOLDS} else NOT_JUDGED
 
 

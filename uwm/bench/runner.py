@@ -21,6 +21,7 @@ BENCHES = {
     "delay": "uwm.bench.delay_bench",
     "loader": "uwm.bench.loader_bench",
     "modes": "uwm.bench.modes_bench",
+    "radd": "uwm.bench.radd_bench",
     "render": "uwm.bench.render_bench",
     "token-drop": "uwm.bench.token_drop_bench",
 }

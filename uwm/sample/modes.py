@@ -74,8 +74,8 @@ def generate(
     """Samples the targets, as many as there are seeds. Returns them by stream, (B, tokens of the stream, its size).
 
     `given` {stream: clean tokens (B, n, S), or (1, n, S) for all}; `rules` by stream or kind (unless told unmask for words and ddim
-    for the rest); `limit` clips clean estimates; `plan` replaces the plan in which all targets fall together. ValueError for a stream that is unknown or has
-    two roles, for no target, for given tokens of a wrong shape or not finite, for guidance without a condition.
+    for the rest); `limit` clips clean estimates; `plan` replaces the plan in which all targets fall together. ValueError for a stream
+    that is unknown or has two roles, for no target, for given tokens of a wrong shape or not finite, for guidance without a condition.
     """
     given, seeds = dict(given or {}), list(seeds)
     assignment = Assignment(tuple(targets), tuple(given), tuple(marginal))

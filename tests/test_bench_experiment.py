@@ -1,0 +1,51 @@
+"""Experiments: arms see the same seeds, a stopped one goes on, and three seeds give an interval."""
+
+import pytest
+
+from uwm.bench import experiment
+from uwm.bench.gates import FAILS, HOLDS, NOT_JUDGED, NOT_REPRODUCED, Gate, overall
+
+
+def test_every_arm_is_run_for_every_seed_and_read_back_from_its_file(tmp_path):
+    calls = []
+
+    def arm(name):
+        return lambda seed: calls.append((name, seed)) or {"error": seed + 0.5}
+
+    arms = {"ours": arm("ours"), "a baseline": arm("a baseline")}
+    found = experiment.run_arms("x", arms, (0, 1, 2), {"steps": 3}, tmp_path)
+    assert [each["error"] for each in found["ours"]] == [0.5, 1.5, 2.5] and len(calls) == 6
+    again = experiment.run_arms("x", arms, (0, 1, 2), {"steps": 3}, tmp_path)
+    assert again == found and len(calls) == 6
+    experiment.run_arms("x", arms, (0,), {"steps": 4}, tmp_path)
+    assert len(calls) == 8, "other settings are measured anew"
+
+
+def test_a_run_that_fails_leaves_nothing_behind_and_the_rest_is_kept(tmp_path):
+    def fails(seed):
+        if seed == 1:
+            raise RuntimeError("power cut")
+        return {"error": 1.0}
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        experiment.run_arms("x", {"ours": fails}, (0, 1), {}, tmp_path)
+    assert len(list((tmp_path / "x").iterdir())) == 1
+
+
+def test_three_seeds_give_a_mean_with_students_interval_and_two_are_too_few():
+    gate = experiment.gate("error", [1.0, 2.0, 3.0], "<=", 2.5, True)
+    assert gate.value == 2.0 and gate.verdict == HOLDS
+    assert gate.interval == pytest.approx((2 - 4.30 / 3**0.5, 2 + 4.30 / 3**0.5))
+    assert experiment.gate("error", [1.0, 2.0], "<=", 2.5, True).verdict == NOT_JUDGED
+
+
+def test_a_papers_claim_that_does_not_show_is_told_apart_from_a_promise_that_is_broken():
+    assert Gate("x", 2.0, "<=", 1.0, paper=True).verdict == NOT_REPRODUCED and Gate("x", 2.0, "<=", 1.0).verdict == FAILS
+    assert overall([HOLDS, NOT_REPRODUCED]) == NOT_REPRODUCED and overall([FAILS, NOT_REPRODUCED]) == FAILS
+    assert overall([NOT_REPRODUCED, NOT_JUDGED]) == NOT_REPRODUCED
+
+
+def test_a_summary_has_means_of_numbers_and_keeps_the_rest():
+    told = experiment.summary({"ours": [{"error": 1.0, "text": "a"}, {"error": 3.0, "text": "b"}]})
+    assert told["means and standard errors"]["ours"] == {"error": (2.0, pytest.approx(1.0))}
+    assert told["by seed"]["ours"][1]["text"] == "b"

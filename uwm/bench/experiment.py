@@ -1,0 +1,78 @@
+"""Experiments: a few arms, each trained with the same steps, data and seeds, and compared seed by seed.
+
+```
+arms x seeds --> figures of each, kept in runs/bench/NAME (a stopped experiment goes on) --> means, standard errors, gates
+```
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from uwm.bench.gates import Gate
+
+SEEDS = (0, 1, 2)
+FOLDER = Path("runs/bench")
+STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # two-sided 95 % of Student's t, by the number of seeds
+
+Found = dict[str, list[dict]]
+
+
+def run_arms(
+    name: str, arms: Mapping[str, Callable[[int], dict]], seeds: Sequence[int], settings: object, folder: Path | None = FOLDER
+) -> Found:
+    """{arm: its figures for every seed}; `arm(seed)` trains and measures, and gives plain numbers.
+
+    What was measured under the same `settings` is read back from `folder` (None: nothing is kept).
+    """
+    found: Found = {arm: [] for arm in arms}
+    todo = [(arm, seed) for seed in seeds for arm in arms]
+    for arm, seed in tqdm(todo, name, unit="run"):
+        file = None if folder is None else folder / name / f"{_key(arm, settings)}-{seed}.json"
+        if file is not None and file.is_file():
+            found[arm].append(json.loads(file.read_text()))
+            continue
+        figures = arms[arm](seed)
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part = file.with_suffix(".part")
+            part.write_text(json.dumps(figures))
+            part.replace(file)
+        found[arm].append(figures)
+    return found
+
+
+def _key(arm: str, settings: object) -> str:
+    told = hashlib.sha256(json.dumps([arm, settings], sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return f"{''.join(letter if letter.isalnum() else '_' for letter in arm)}-{told}"
+
+
+def values(found: Found, arm: str, figure: str) -> np.ndarray:
+    """One figure of an arm, by seed."""
+    return np.array([each[figure] for each in found[arm]], float)
+
+
+def mean_and_error(numbers: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """The mean and its standard error; NaN for the error of a single number."""
+    numbers = np.asarray(numbers, float)
+    return float(numbers.mean()), float(numbers.std(ddof=1) / len(numbers) ** 0.5) if len(numbers) > 1 else math.nan
+
+
+def gate(name: str, numbers: Sequence[float] | np.ndarray, sense: str, limit: float, enough: bool, baseline: str = "", paper: bool = False) -> Gate:
+    """The mean over seeds of a figure (or of a ratio or difference, taken seed by seed) with its 95 % interval."""
+    mean, error = mean_and_error(numbers)
+    half = STUDENT.get(len(numbers), 1.96) * error
+    interval = (mean - half, mean + half) if math.isfinite(half) else None
+    return Gate(name, mean, sense, limit, enough and len(numbers) >= len(SEEDS), baseline, interval, paper)
+
+
+def summary(found: Found) -> dict:
+    """Mean and standard error of every figure of every arm, and the figures themselves."""
+    plain = {arm: [name for name, value in runs[0].items() if isinstance(value, int | float)] for arm, runs in found.items()}
+    means = {arm: {name: mean_and_error(values(found, arm, name)) for name in names} for arm, names in plain.items()}
+    return {"means and standard errors": means, "by seed": found}
