@@ -63,7 +63,9 @@ def mean_and_error(numbers: Sequence[float] | np.ndarray) -> tuple[float, float]
     return float(numbers.mean()), float(numbers.std(ddof=1) / len(numbers) ** 0.5) if len(numbers) > 1 else math.nan
 
 
-def gate(name: str, numbers: Sequence[float] | np.ndarray, sense: str, limit: float, enough: bool, baseline: str = "", paper: bool = False) -> Gate:
+def gate(
+    name: str, numbers: Sequence[float] | np.ndarray, sense: str, limit: float, enough: bool, baseline: str = "", paper: bool = False
+) -> Gate:
     """The mean over seeds of a figure (or of a ratio or difference, taken seed by seed) with its 95 % interval."""
     mean, error = mean_and_error(numbers)
     half = STUDENT.get(len(numbers), 1.96) * error
