@@ -167,8 +167,10 @@ def test_a_committed_plan_leads_on_from_the_action_before_it_and_ends_where_it_w
     line = np.arange(4.0)[:, None] * [1.0, 0.0] + [0.0, 1.0]
     same = chunking.eased(line.astype(np.float32), np.array([-1.0, 1.0]))
     assert np.allclose(same, line)  # it goes on as the plan itself would have begun
-    moved = chunking.eased(line.astype(np.float32), np.array([4.0, -1.0]), switches=(1,))
+    moved = chunking.eased(line.astype(np.float32), np.array([4.0, -1.0]), switches=(1,), over=4)
     assert np.allclose(moved[:, 0] - line[:, 0], 5.0 * np.array([0.8, 0.6, 0.4, 0.2])) and np.allclose(moved[:, 1], 1.0)
+    short = chunking.eased(line.astype(np.float32), np.array([4.0, -1.0]))
+    assert np.allclose(short[:, 0] - line[:, 0], 5.0 * np.array([2 / 3, 1 / 3, 0, 0]))
     assert abs(moved[0, 0] - 4.0) < abs(line[0, 0] - 4.0)
     assert np.array_equal(chunking.eased(line[:1], np.zeros(2)), line[:1])
 

@@ -71,7 +71,7 @@ class ControlRun:
     options: dict[str, Any] | None = None
     rate_hz: float | None = None
     world: WorldConfig = field(default_factory=WorldConfig)
-    policy: PolicyConfig = field(default_factory=lambda: PolicyConfig(chunks=4))
+    policy: PolicyConfig = field(default_factory=lambda: PolicyConfig(chunks=3, loose=0.2))
     controller: ChunkingConfig = field(default_factory=ChunkingConfig)
     safety: SafetyConfig = field(default_factory=SafetyConfig)
     server: str | None = None

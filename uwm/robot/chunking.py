@@ -9,7 +9,7 @@ naive           a chunk was executed       from here, whole horizon         repl
 ensemble        the worker is free         from here, whole horizon         mean of all plans that cover a tick (ACT)
 guided          a chunk was executed       guided to the old plan (RTC)     replaces; the first d agree with what was sent
 bidirectional   a chunk was executed       best of a batch (BID)            replaces; the nearest to the old plan
-committed       d are left in the queue    ladder behind the queue (ours)   continues: no overlap, nothing late
+committed       d are left in the queue    behind the queue (ours)          continues: no overlap, nothing late
 
 tick          0  1  2  3  4  5  6  7  8  9
 committed     [----- queue d = 4 ]
@@ -47,7 +47,8 @@ class ChunkingConfig:
     many as the model's frames leave room for, so that the first plan is long and lasts until the second. `decay`: ACT's weight
     exp(-decay i) of the i-th oldest plan. `clip`: largest guidance weight (RTC's beta). `samples`, `coherence`, `weak_rows`:
     BID's batch, its weight rho^i on the i-th overlapping action, and the rows of the weak policy that it contrasts with (0:
-    backward coherence only). `eased`: a committed plan leads on from the action before it (`eased`).
+    backward coherence only). Of committed plans, `eased`: they lead on from the action before them (`eased`); `fresh`: behind
+    actions that are under way they begin from noise, since what the buffer holds half-made is of an observation too old for that.
     """
 
     kind: str = "committed"
@@ -62,6 +63,7 @@ class ChunkingConfig:
     coherence: float = 0.9
     weak_rows: int = 2
     eased: bool = True
+    fresh: bool = True
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -164,7 +166,7 @@ class Planner:
     def _plan(self, memory, observation, job: Job):
         policy, config = self.policy, self.config
         if policy.config.kind == "streaming":
-            memory = roll.restarted(memory) if job.restart else memory
+            memory = roll.restarted(memory) if job.restart or (config.fresh and len(job.queue)) else memory
             committed = torch.from_numpy(job.queue)[None]
             memory, actions = policy.plan(memory, observation, committed, job.count)
         elif config.kind == "bidirectional":
@@ -196,23 +198,26 @@ class Planner:
         return memory, drawn[int(loss.argmin())]
 
 
-def eased(actions: Float[np.ndarray, "n A"], before: Float[np.ndarray, " A"], switches: Sequence[int] = ()) -> Float[np.ndarray, "n A"]:
-    """A plan that leads on from the action `before` it: what lies between them falls to nothing along the plan.
+def eased(
+    actions: Float[np.ndarray, "n A"], before: Float[np.ndarray, " A"], switches: Sequence[int] = (), over: int = 2
+) -> Float[np.ndarray, "n A"]:
+    """A plan that leads on from the action `before` it: what lies between them falls to nothing over the first actions.
 
     ```
     before   . . o
                   |  offset, to the plan's own line drawn back by one tick
-    plan          x - x - x - x          a_k + offset (1 - (k + 1) / (n + 1))
+    plan          x - x - x - x          a_k + offset (1 - (k + 1) / (over + 1)), k < over
     ```
 
-    A new observation corrects the plan; the correction comes over n ticks instead of at once. `switches` (a gripper) are left alone.
+    A new observation corrects the plan; the correction comes over a few ticks instead of at once. Not over many: in commands that
+    are displacements the offsets add up to a detour. `switches` (a gripper) are left alone.
     """
-    count = len(actions)
-    if count < 2:
+    count = min(over, len(actions))
+    if len(actions) < 2 or count < 1:
         return actions
     offset = before - (2 * actions[0] - actions[1])
     offset[list(switches)] = 0
-    share = 1 - np.arange(1, count + 1) / (count + 1)
+    share = np.maximum(1 - np.arange(1, len(actions) + 1) / (count + 1), 0)
     return (actions + share[:, None] * offset).astype(np.float32)
 
 
