@@ -19,7 +19,7 @@ LAYOUT = Layout(
 FUTURE = LAYOUT.mask("action") & (LAYOUT.frame >= 0)
 PAST = LAYOUT.frame < 0
 VIDEO = LAYOUT.mask("top", "wrist")
-DRAWN = ("constant", "independent", "ladder", "linear")
+DRAWN = ("constant", "independent", "ladder", "linear", "fopp")
 
 
 def seeded(seed=0):

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
-from uwm.core import roles
+from uwm.core import fopp, roles
 from uwm.core.shapes import Bool, Float, Int
 from uwm.core.streams import KINDS, Layout
 
@@ -61,6 +61,22 @@ def linear(frames: Tensor, batch: int, chunk: int, generator: Generator) -> Tens
     return ladder(frames, batch, 1, generator)
 
 
+def ptss(share: float) -> Rule:
+    """Independent levels per frame in a `share` of the samples, one level for all frames in the others (FVDM, Liu et al. 2024).
+
+    The probabilistic timestep sampling strategy, drawn per sample; its authors' code draws it per batch. 0.2 is their value for
+    training from nothing; a model that is adapted does best with 1 (Pusa, Liu et al. 2025, table 4).
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"ptss takes a share in [0, 1], got {share}")
+
+    def levels(frames: Tensor, batch: int, chunk: int, generator: Generator) -> Tensor:
+        apart = torch.rand(batch, 1, generator=generator) < share
+        return torch.where(apart, independent(frames, batch, chunk, generator), constant(frames, batch, chunk, generator))
+
+    return levels
+
+
 def _filled(value: float) -> Rule:
     return lambda frames, batch, chunk, generator: torch.full((batch, len(frames)), value)
 
@@ -71,11 +87,12 @@ RULES: dict[str, Rule] = {
     "independent": independent,
     "ladder": ladder,
     "linear": linear,
+    "fopp": fopp.levels,
     "given": _filled(0.0),
     "noise": _filled(1.0),
     "absent": _filled(1.0),
 }
-MAKERS: dict[str, Callable[[float], Rule]] = {}
+MAKERS: dict[str, Callable[[float], Rule]] = {"ptss": ptss}
 ROLE_OF_RULE = {"given": roles.GIVEN, "noise": roles.GIVEN, "absent": roles.ABSENT}
 
 
