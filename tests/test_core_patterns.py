@@ -49,8 +49,8 @@ def test_no_drawn_level_is_clean_or_above_noise(seed, rule):
 @pytest.mark.parametrize("rule", DRAWN)
 def test_not_even_the_rarest_draw_gives_a_clean_level(rule, monkeypatch):
     """`torch.rand` returns exactly 0 once in 16 million draws: a level of 0 there would be a token with nothing to learn."""
-    for draws in (torch.zeros, lambda *shape: torch.full(shape, 1 - 2**-24)):
-        monkeypatch.setattr(patterns.torch, "rand", lambda *shape, generator, draws=draws: draws(*shape))
+    for draws in (torch.zeros, lambda *shape, **like: torch.full(shape, 1 - 2**-24, **like)):
+        monkeypatch.setattr(patterns.torch, "rand", lambda *shape, generator, draws=draws, **like: draws(*shape, **like))
         level = draw(Pattern(action=rule, video=rule), LAYOUT, 2, seeded()).level[:, ~PAST]
         assert float(level.min()) > 0 and float(level.max()) <= 1
 
