@@ -10,7 +10,7 @@ import types
 import pytest
 
 import uwm
-from uwm import cli
+from uwm import cli, composing
 from uwm.core.config import ConfigError
 
 
@@ -25,7 +25,7 @@ def configs(tmp_path, monkeypatch):
         "defaults: [_self_, {size: s}]\nsteps: 100\nrate: 1e-3\nout: runs/${name}\nname: lift\nlevels: [0, 1]\n"
     )
     (folder / "eval.yaml").write_text("checkpoint: ???\nrollouts: 50\n")
-    monkeypatch.setattr(cli, "configs_dir", lambda: folder)
+    monkeypatch.setattr(composing, "configs_dir", lambda: folder)
     return folder
 
 
@@ -318,11 +318,11 @@ def test_rendering_without_a_screen_is_set_before_a_command_runs(configs, build,
 
 
 def test_configs_are_found_beside_the_package():
-    assert cli.configs_dir().is_dir() and cli.configs_dir().name == "configs"
+    assert composing.configs_dir().is_dir() and composing.configs_dir().name == "configs"
 
 
 def test_a_store_is_copied_and_brought_up_to_date_by_one_command(tmp_path, capsys):
-    source = cli.configs_dir().parent / "datasets" / "pusht_state"
+    source = composing.configs_dir().parent / "datasets" / "pusht_state"
     assert cli.main(["data", "copy", str(source), str(tmp_path / "copy")]) == 0
     assert cli.main(["data", "copy", str(source), str(tmp_path / "copy")]) == 0
     assert cli.main(["data", "check", f"file://{tmp_path}/copy"]) == 0

@@ -197,7 +197,13 @@ def test_a_robot_that_is_slow_to_read_is_told_apart():
         (["options={velocty: 1.0}"], 2, "control.options of simulated"),
         (["rate_hz=25"], 2, "simulated Toy acts at 10 Hz, not 25"),
         (["robot=replay"], 2, "a replay needs options={data: STORE, episode: N}"),
+        (["robot=replay", "options={data: SEEN, episode: 9}"], 2, "no episode 9 in the store, which has 0 to 3"),
         (["robot=lerobot"], 2, "needs rate_hz and options={type: so101_follower"),
+        (["robot=lerobot", "rate_hz=30", "options={type: so101_follower, limits: {}}"], 1, "pip install lerobot"),
+        (["robot=dds", "rate_hz=20"], 2, "needs rate_hz and options={limits:"),
+        (["robot=dds", "rate_hz=20", "options={limits: {a: [0, 1]}, dmain: 3}"], 2, "unexpected keyword argument 'dmain'"),
+        (["robot=franka"], 2, "missing 1 required positional argument: 'address'"),
+        (["robot=franka", "options={address: arm, velocty: 1.0}"], 2, "unexpected keyword argument 'velocty'"),
         (["controller.kind=guided"], 1, "guided chunking needs a policy of kind chunked"),
         (["monitor=film.mp4", "worker=thread"], 1, "a file that ends with .rrd"),
         (["server=ws://127.0.0.1:9"], 1, "is `uwm serve` running?"),
@@ -205,6 +211,7 @@ def test_a_robot_that_is_slow_to_read_is_told_apart():
     ],
 )
 def test_what_is_wrong_is_one_line(checkpoint, capfd, words, code, expected):
+    words = [word.replace("SEEN", str(checkpoint.parent / "toy.zarr")) for word in words]
     assert cli.main(["control", f"checkpoint={checkpoint}", *WORDS, *words]) == code
     told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("uwm: error:")]
     assert len(told) == 1 and expected in told[0]
@@ -297,8 +304,9 @@ def test_a_second_signal_is_raised_at_once_and_handlers_are_given_back():
 
 
 def test_the_configs_of_control_and_serve_are_what_their_runs_expect():
-    assert from_mapping(control.ControlRun, cli.compose("control", [])).world == build.WorldConfig()
-    assert from_mapping(serve.ServeRun, cli.compose("serve", [])).policy == PolicyConfig(chunks=4)
+    run, served = from_mapping(control.ControlRun, cli.compose("control", [])), from_mapping(serve.ServeRun, cli.compose("serve", []))
+    assert run.world == build.WorldConfig() and run.policy == control.ControlRun().policy
+    assert served.policy == run.policy, "a controller may ask either"
 
 
 # ---- a robot on ROS 2 ------------------------------------------------------------------------------------------------
@@ -338,23 +346,25 @@ def test_a_robot_of_lerobot_is_made_by_its_type_and_config_and_driven(tmp_path, 
             return dict(self.at)
 
     class RobotConfig:
-        @staticmethod
-        def get_choice_class(kind):
-            return lambda **settings: (kind, settings)
+        get_known_choices = staticmethod(lambda: {"fake_follower": None})
 
-    theirs = types.ModuleType("lerobot.robots")
+    for name in ("draccus", "lerobot", "lerobot.robots", "lerobot.cameras"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+        sys.modules[name].__path__ = []
+    theirs = sys.modules["lerobot.robots"]
     theirs.RobotConfig, theirs.make_robot_from_config = RobotConfig, lambda config: made.append(config) or Follower()
-    monkeypatch.setitem(sys.modules, "lerobot", types.ModuleType("lerobot"))
-    monkeypatch.setitem(sys.modules, "lerobot.robots", theirs)
+    sys.modules["draccus"].decode = lambda kind, plain: plain
     card = {"robot": "fake_follower", "rate_hz": 30.0, "cameras": [], "action": {"names": ["gripper.pos", "elbow.pos"]}}
     checkpoint = tiny.trained(tmp_path, card, proprio_size=2)
     limits = {name: list(ends) for name, ends in test_robot_robots.LIMITS.items()}
     options = {"type": "fake_follower", "config": {"port": "here"}, "limits": limits}
     told = drive(checkpoint, robot="lerobot", rate_hz=30.0, options=options, duration_s=2.0, force=True)
-    assert made == [("fake_follower", {"port": "here"})] and told["robot"] == "LeRobot fake_follower"
+    assert made == [{"type": "fake_follower", "port": "here"}] and told["robot"] == "LeRobot fake_follower"
     assert told["ended"] == "time is over" and told["behaviours"]["send"] > 20
     with pytest.raises(ConfigError, match="needs rate_hz and options"):
         drive(checkpoint, robot="lerobot", options={"limits": {}})
+    with pytest.raises(ConfigError, match="unknown type 'fake_folower', did you mean 'fake_follower'"):
+        drive(checkpoint, robot="lerobot", rate_hz=30.0, options={**options, "type": "fake_folower"})
 
 
 def test_bfloat16_plans_stay_near_those_in_float32(checkpoint):

@@ -77,7 +77,7 @@ def test_the_wheel_installs_in_a_clean_environment_and_the_command_works_from_an
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     python = venv / "bin" / "python"
-    where = [python, "-I", "-c", "from uwm.cli import configs_dir; print(configs_dir())"]
+    where = [python, "-I", "-c", "from uwm.composing import configs_dir; print(configs_dir())"]
     for command, expected in (([venv / "bin" / "uwm", "--help"], "usage: uwm"), (where, f"{venv}/lib/")):
         done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60, check=False)
         assert expected in done.stdout, done.stderr

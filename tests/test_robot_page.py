@@ -11,7 +11,7 @@ import pytest
 
 import policies
 from uwm.robot.client import PolicyClient
-from uwm.robot.server import PAGE, _picture
+from uwm.robot.server_page import PAGE, picture
 
 INSTALL = "apt-get update && apt-get install -y --no-install-recommends chromium"
 
@@ -87,5 +87,5 @@ def test_the_page_needs_nothing_from_anywhere_else_and_sets_no_markup():
 @pytest.mark.parametrize("shape", [(8, 8), (64, 64), (100, 37), (1, 500)])
 def test_a_picture_for_the_page_is_small_and_its_own_pixels(shape):
     image = np.random.default_rng(0).integers(0, 255, (*shape, 3), dtype=np.uint8)
-    picture = _picture(image)
-    assert max(picture["width"], picture["height"]) <= 64 and len(picture["rgb"]) == 4 * -(-picture["width"] * picture["height"] * 3 // 3)
+    small = picture(image)
+    assert max(small["width"], small["height"]) <= 64 and len(small["rgb"]) == 4 * -(-small["width"] * small["height"] * 3 // 3)

@@ -11,14 +11,15 @@ Nothing heavy is imported before a command runs, so `uwm --help` answers at once
 
 import argparse
 import errno
+import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import uwm
+from uwm.composing import compose
 from uwm.core.config import ConfigError, unknown
 
 # What each optional package belongs to, for the message when it is missing. tests/test_packaging.py holds this to pyproject.toml.
@@ -107,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"uwm {uwm.__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
-    for name, (does, examples) in RUNS.items():
+    for name, (_, does, examples) in RUNS.items():
         command = _command(commands, name, does, examples, OVERRIDES)
         command.add_argument("--config", default=name, metavar="NAME", help=f"a config's name or the path of a YAML file (default: {name})")
         command.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
@@ -184,16 +185,19 @@ def _count(text: str) -> int:
     return int(text)
 
 
-RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "collect": ("record demonstrations of a scripted expert into a store", (
+# What takes a config: command -> (module and function that it calls, what it does, examples). A new one is a line here, a config of
+# its name, and the function (config as a plain dict) -> exit code or None.
+RUNS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "collect": ("build.collect", "record demonstrations of a scripted expert into a store", (
         "uwm collect", "uwm collect world=stack episodes=20 out=runs/stack.zarr")),
-    "train": ("train one model on a store; a second run resumes", ("uwm train", "uwm train train.steps=200 logger=off")),
-    "eval": ("run a checkpoint in closed loop and report success, calls and latency", ("uwm eval", "uwm eval policy=chunked rollouts=10")),
-    "control": ("drive a robot with a checkpoint, on the wall clock", (
+    "train": ("build.train", "train one model on a store; a second run resumes", ("uwm train", "uwm train train.steps=200 logger=off")),
+    "eval": ("build.evaluate", "run a checkpoint in closed loop and report success, calls and latency", (
+        "uwm eval", "uwm eval policy=chunked rollouts=10")),
+    "control": ("control.control", "drive a robot with a checkpoint, on the wall clock", (
         "uwm control duration_s=60 record=runs/acted.zarr", "uwm control robot=replay options='{data: runs/lift.zarr}' monitor=run.rrd",
         "uwm control server=ws://127.0.0.1:8000 bag=run.mcap")),
-    "serve": ("serve a checkpoint to clients over the network", ("uwm serve", "uwm serve server.port=9000 policy.rows=8")),
-    "demo": ("collect, train, run and report in one go; finished stages are reused", ("uwm demo", "uwm demo out=runs/mine")),
+    "serve": ("serve.serve", "serve a checkpoint to clients over the network", ("uwm serve", "uwm serve server.port=9000 policy.rows=8")),
+    "demo": ("build.demo", "collect, train, run and report in one go; finished stages are reused", ("uwm demo", "uwm demo out=runs/mine")),
 }  # fmt: skip
 COMMANDS = (*RUNS, "explain", "bench", "import-checkpoint", "convert", "data")
 # format -> (what it is, whether it can be written). In words, because help answers without importing what knows them.
@@ -261,20 +265,8 @@ def _dispatch(arguments: list[str]) -> int:
 
         return _code(build.bench(parsed.name, quick=parsed.quick, out=parsed.out))
     config = compose(parsed.config, parsed.overrides)  # before the heavy imports: a typing error answers at once
-    if parsed.command == "control":
-        from uwm import control
-
-        return control.control(config)
-    if parsed.command == "serve":
-        from uwm import serve
-
-        return serve.serve(config)
-    from uwm import build
-
-    runs: dict[str, Callable[[dict], int | None]] = {
-        "collect": build.collect, "train": build.train, "eval": build.evaluate, "demo": build.demo, "explain": build.explain,
-    }  # fmt: skip
-    return _code(runs[parsed.command](config))
+    module, _, function = ("build.explain" if parsed.command == "explain" else RUNS[parsed.command][0]).rpartition(".")
+    return _code(getattr(importlib.import_module(f"uwm.{module}"), function)(config))
 
 
 def _data(parsed: argparse.Namespace) -> int:
@@ -305,99 +297,6 @@ def _megabytes(done: int, total: int) -> None:
 def _code(result: object) -> int:
     """A command may return an exit code; anything else that it returns means that it went well."""
     return int(result) if isinstance(result, int) else 0
-
-
-# --------------------------------------------------------------------------------------------------------------- configs
-
-
-def configs_dir() -> Path:
-    """The folder of configs: inside the installed package, or beside it in the repository."""
-    package = Path(uwm.__file__).resolve().parent
-    for folder in (package / "configs", package.parent / "configs"):
-        if folder.is_dir():
-            return folder
-    raise ConfigError(f"no configs found in {package / 'configs'} or {package.parent / 'configs'}: install uwm again")
-
-
-def compose(config: str, overrides: list[str]) -> dict:
-    """Compose one config with overrides into a plain dict with all interpolations resolved.
-
-    config: a name in `configs_dir()`, with or without `.yaml`, or the path of a YAML file; its groups are looked up beside
-    it and then in `configs_dir()`.
-    Raises `ConfigError` in one line for whatever Hydra or OmegaConf refuses.
-    """
-    folder, name = _locate(config)
-    for override in overrides:
-        if "=" not in override and not override.startswith("~"):
-            raise ConfigError(f"expected KEY=VALUE, got {override!r}; write for example train.steps=200")
-    import hydra
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    search = [] if folder == configs_dir() else [f"hydra.searchpath=[file://{configs_dir()}]"]
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(folder), job_name="uwm"):
-        try:
-            composed = hydra.compose(name, overrides=[*search, *overrides])
-            return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(f"config {name!r}: {_restated(error, name, search, overrides)}") from error
-
-
-def _locate(config: str) -> tuple[Path, str]:
-    path = Path(config)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        return path.resolve().parent, path.stem
-    name = path.stem if path.suffix in (".yaml", ".yml") else config
-    if (configs_dir() / f"{name}.yaml").is_file():
-        return configs_dir(), name
-    raise ConfigError(unknown(config, [file.stem for file in configs_dir().glob("*.yaml")], "config"))
-
-
-def _restated(error: Exception, name: str, search: list[str], overrides: list[str]) -> str:
-    """Hydra's words, which span lines and speak of structs, as one line with the nearest valid key."""
-    import hydra
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-
-    if isinstance(error, MissingMandatoryValue):
-        key = getattr(error, "full_key", None) or str(error).rpartition(":")[2].strip()
-        return f"{key} has no default: add {key}=..."
-    try:
-        plain = OmegaConf.to_container(hydra.compose(name, overrides=search), resolve=False)
-    except (HydraException, OmegaConfBaseException):
-        return _first_sentence(error)  # the file itself is wrong, whatever the overrides are
-    parse = OverridesParser.create().parse_override
-    for override in overrides:
-        try:
-            parsed = parse(override)
-        except HydraException:
-            return f"cannot read the override {override!r}: write KEY=VALUE, and quote values with spaces, commas or braces"
-        if not parsed.is_add() and not parsed.is_force_add():
-            wrong = unknown_path(parsed.key_or_group, plain)
-            if wrong:
-                return wrong
-    return _first_sentence(error)
-
-
-def unknown_path(key: str, config: Mapping) -> str | None:
-    """What is wrong with a dotted key, as a sentence with a suggestion, or None when the config has it."""
-    here: Any = config
-    parts = key.replace("/", ".").split(".")
-    for depth, part in enumerate(parts):
-        where = f" in {'.'.join(parts[:depth])}" if depth else ""
-        if not isinstance(here, Mapping):
-            return f"{'.'.join(parts[:depth])} is a single value ({here!r}) and has no key {part!r}"
-        if part not in here:
-            return unknown(part, here) + where
-        here = here[part]
-    return None
-
-
-def _first_sentence(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 if __name__ == "__main__":

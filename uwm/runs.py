@@ -2,8 +2,9 @@
 
 import re
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
+from uwm.core.config import unknown
 from uwm.learn.augment import AugmentConfig
 from uwm.learn.autoencode import AutoencodeConfig
 from uwm.learn.loop import TrainConfig
@@ -11,7 +12,11 @@ from uwm.nn.autoencoder import AutoencoderConfig
 from uwm.nn.backbone import BackboneConfig
 from uwm.nn.codecs import NormaliseConfig
 from uwm.nn.model import Member, ModelConfig
+from uwm.robot.chunking import ChunkingConfig
 from uwm.robot.policy import PolicyConfig
+from uwm.robot.safety import SafetyConfig
+
+ROBOTS = ("simulated", "replay", "franka", "dds", "lerobot")
 
 
 @dataclass(frozen=True)
@@ -165,3 +170,49 @@ class EvalRun:
     keep_videos: int = 2
     out: str | None = None
     member: str = ""
+
+
+@dataclass(frozen=True)
+class ControlRun:
+    """`checkpoint` (or the policy behind the URL `server`) drives `robot` (one of ROBOTS, made with `options`) for `duration_s`
+    or `episodes`, whichever is over first.
+
+    `world` and `seed` are those of a simulated robot, whose episodes end with success or its own limit. `record`: a store
+    that episodes are added to; `bag`, `audit`, `monitor`: see configs/control.yaml. `force`: begin although the budget does
+    not fit. `out`: the summary as JSON.
+    """
+
+    checkpoint: str = "runs/lift/model"
+    member: str = ""
+    robot: str = "simulated"
+    options: dict[str, Any] | None = None
+    rate_hz: float | None = None
+    world: WorldConfig = field(default_factory=WorldConfig)
+    policy: PolicyConfig = field(default_factory=lambda: PolicyConfig(chunks=3, loose=0.2))
+    controller: ChunkingConfig = field(default_factory=ChunkingConfig)
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+    server: str | None = None
+    certificate: str | None = None
+    duration_s: float = 60.0
+    episodes: int | None = None
+    seed: int = 200_000
+    worker: Literal["process", "thread"] = "process"
+    threads: int = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
+    record: str | None = None
+    bag: str | None = None
+    audit: str | None = None
+    monitor: str = "none"
+    force: bool = False
+    out: str | None = None
+
+    def __post_init__(self):
+        if self.robot not in ROBOTS:
+            raise ValueError(unknown(self.robot, ROBOTS, "robot"))
+        if not self.duration_s > 0 or (self.episodes is not None and self.episodes < 1) or self.threads < 1:
+            got = f"{self.duration_s}, {self.episodes}, {self.threads}"
+            raise ValueError(f"duration_s must be above 0, episodes and threads at least 1, got {got}")
+
+
+class ControlError(ValueError):
+    """A run that cannot begin, or that ended in trouble: what happened, and what to try."""

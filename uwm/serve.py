@@ -18,7 +18,8 @@ from uwm.core.config import ConfigError, from_mapping, to_mapping
 from uwm.learn.checkpoint import CheckpointError
 from uwm.robot.chunking import ChunkingConfig, Planner
 from uwm.robot.policy import Policy, PolicyConfig
-from uwm.robot.server import PolicyServer, ServerConfig, is_loopback
+from uwm.robot.server import PolicyServer
+from uwm.robot.server_config import ServerConfig, is_loopback
 from uwm.robot.session import Schema, Served, Session
 from uwm.sample.roll import Buffer
 from uwm.training import load_model

@@ -11,108 +11,24 @@ sent returns to the policy's memory with the next plan. The same loop runs on th
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from uwm.robot.chunking import ChunkingConfig, Delay, Schedule, check, eased
 from uwm.robot.clock import Clock
-from uwm.robot.evaluate import percentiles
-from uwm.robot.history import History
 from uwm.robot.inference import Answer, Job, Result, Worker
 from uwm.robot.interface import Reading, Robot, RobotError, RobotSpec
 from uwm.robot.policy import Policy, PolicyCard
 from uwm.robot.safety import Verdict
+from uwm.robot.senses import Senses
+from uwm.robot.ticks import Listener, Statistics, Tick
 
-KEPT = 100_000  # latencies and delays that statistics are over: memory stays flat
 LOST_AFTER_S = 1.0  # a robot that takes no action for so long is lost, and the run ends
 TOLERANCE = 1e-9  # of a period: due times are sums of floats
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Everything about one period, for listeners.
-
-    `due_s`, `began_s` monotonic seconds; `missed` periods skipped before this one; `readings` as they came, `missing` names of
-    sensors without a usable new value; `delay` ticks that a plan is assumed to take; `asked`, `finished` index of a plan asked
-    for or arrived in this tick, with its `latency_s`, `calls` and how many of its actions were `late`, or its `failure`;
-    `proposed`, `verdict`, `sent` the action on its way, None where there was none; `plan` the index of the plan that it comes
-    from; `ahead` (k, A) the actions that are planned next.
-    """
-
-    index: int
-    due_s: float
-    began_s: float
-    missed: int
-    readings: dict[str, Reading]
-    missing: tuple[str, ...]
-    delay: int
-    asked: int | None
-    finished: int | None
-    latency_s: float | None
-    calls: int
-    late: int
-    failure: str
-    proposed: np.ndarray | None
-    plan: int
-    ahead: np.ndarray
-    verdict: Verdict
-    sent: np.ndarray | None
-
-    @property
-    def queue(self) -> int:
-        """Actions that are planned after this one."""
-        return len(self.ahead)
-
-
-class Listener(Protocol):
-    """Gets every tick: an audit log, a recorder, a monitor. It must be quick, and an error in it never stops the robot."""
-
-    def tick(self, tick: Tick) -> None:
-        """One period is over."""
-
-    def close(self) -> None:
-        """The run is over."""
-
-
-@dataclass
-class Statistics:
-    """Counts of a run. `gaps`: ticks after the first action for which no plan had one. `ended`: why the run was over.
-
-    `missing` {sensor: ticks}; `behaviours` {verdict: ticks}; `first_action_s` seconds from the start.
-    """
-
-    ticks: int = 0
-    missed: int = 0
-    gaps: int = 0
-    late: int = 0
-    plans: int = 0
-    calls: int = 0
-    failures: int = 0
-    robot_errors: int = 0
-    listener_errors: int = 0
-    first_action_s: float = math.nan
-    missing: Counter = field(default_factory=Counter)
-    behaviours: Counter = field(default_factory=Counter)
-    latencies_s: deque = field(default_factory=lambda: deque(maxlen=KEPT))
-    delays_s: deque = field(default_factory=lambda: deque(maxlen=KEPT))
-    ended: str = ""
-
-    def summary(self) -> dict:
-        """Plain figures: counts, latency of plans and lateness of ticks (jitter) in milliseconds."""
-        series = ("latencies_s", "delays_s")
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in series}
-        plain |= {"missing": dict(self.missing), "behaviours": dict(self.behaviours)}
-        for name, values in (("latency_ms", self.latencies_s), ("jitter_ms", self.delays_s)):
-            scaled = [1e3 * value for value in values]
-            plain[name] = {**percentiles(scaled), "p99.9": float(np.percentile(scaled, 99.9)), "max": max(scaled)} if scaled else {}
-        return plain
 
 
 class Guard(Protocol):
@@ -151,38 +67,6 @@ def resting(action, last: np.ndarray | None) -> np.ndarray | None:
     if last is not None and action.gripper:
         still[list(action.gripper)] = last[list(action.gripper)]
     return still
-
-
-class Senses:
-    """The newest usable reading of every sensor. What is missing, of another shape or not finite is not used, and is named."""
-
-    def __init__(self, spec: RobotSpec, cameras: tuple[str, ...]):
-        self.sensors = {name: spec.sensors[name] for name in ("proprio", *cameras) if name in spec.sensors}
-        self.seen: dict[str, Reading] = {}
-
-    def look(self, readings: dict[str, Reading], now_s: float) -> tuple[str, ...]:
-        """Takes over what is usable; names the sensors whose value is old, or gone."""
-        missing = []
-        for name, sensor in self.sensors.items():
-            usable = name in readings and self._usable(name, readings[name].value)
-            if usable:
-                self.seen[name] = readings[name]
-            if not usable or now_s - readings[name].stamp_s > sensor.stale_after_s:
-                missing.append(name)
-        return tuple(missing)
-
-    def _usable(self, name: str, value: np.ndarray) -> bool:
-        sensor, value = self.sensors[name], np.asarray(value)
-        if value.shape != tuple(sensor.shape) or value.dtype.kind != np.dtype(sensor.dtype).kind:
-            return False
-        with contextlib.suppress(ValueError):
-            return bool(History(1).add({name: value}))
-        return False
-
-    def observation(self, now_s: float) -> dict[str, np.ndarray] | None:
-        """What a policy may act on: no camera older than its limit; None while proprioception is, or was never seen."""
-        fresh = {n: r.value for n, r in self.seen.items() if now_s - r.stamp_s <= self.sensors[n].stale_after_s}
-        return fresh if "proprio" in fresh or "proprio" not in self.sensors else None
 
 
 class Controller:

@@ -20,154 +20,43 @@ The protocol: openpi, `scripts/serve_policy.py` and `WebsocketClientPolicy`. Nee
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import hmac
-import ipaddress
 import json
 import logging
-import queue
-import secrets
 import signal
 import ssl
-import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-
-import numpy as np
 
 from uwm import __version__
 from uwm.core.config import ConfigError
 from uwm.robot import wire
 from uwm.robot.clock import Clock, MonotonicClock
 from uwm.robot.metrics import Metrics
+from uwm.robot.model_thread import ModelThread
+from uwm.robot.seats import Seat, Seats
+from uwm.robot.server_config import ServerConfig
+from uwm.robot.server_page import PAGE, is_upgrade, respond, seat_status
 from uwm.robot.session import RequestError, Served, Session
 
 log = logging.getLogger(__name__)
-PAGE = Path(__file__).parent / "page" / "index.html"
-PICTURE = 64  # pixels a side of a camera on the page
 PICTURED = 4  # sessions with pictures on the page
-
-
-@dataclass(frozen=True)
-class ServerConfig:
-    """Where a server listens and what it allows.
-
-    `host`, `port` (0: any free one); `token`: what clients must show; `certificate`, `key`: PEM files for TLS. Beyond
-    loopback all three are required. `sessions`: memories at once; `idle_s`: how long one is kept without a request;
-    `requests_hz`: per session, more than that waits; `message_bytes`: largest frame; `deadline_s`: an answer that took
-    longer is marked stale; `drain_s`: how long running requests may take after SIGTERM.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    token: str = field(default="", repr=False)
-    certificate: str | None = None
-    key: str | None = None
-    sessions: int = 128
-    idle_s: float = 600.0
-    requests_hz: float = 200.0
-    message_bytes: int = 16 * 2**20
-    deadline_s: float = 0.5
-    drain_s: float = 10.0
-
-    def __post_init__(self):
-        for name in ("sessions", "idle_s", "requests_hz", "message_bytes", "deadline_s", "drain_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if bool(self.certificate) != bool(self.key):
-            raise ValueError("TLS needs both certificate and key, the paths of two PEM files")
-        if not is_loopback(self.host) and not (self.token and self.certificate):
-            lacking = " and ".join(["a token"] * (not self.token) + ["TLS (certificate and key)"] * (not self.certificate))
-            raise ValueError(f"host {self.host} can be reached by others, which needs {lacking}; 127.0.0.1 needs neither")
-        if self.token and len(self.token) < 16:
-            raise ValueError(f"a token has at least 16 characters, got {len(self.token)}: make a random one")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-class Worker:
-    """One thread that does one job after the other, so that the model is never entered twice and the event loop lives."""
-
-    def __init__(self):
-        self._jobs: queue.SimpleQueue = queue.SimpleQueue()
-        # A daemon: a model that hangs must not keep the process from ending.
-        self._thread = threading.Thread(target=self._work, name="policy", daemon=True)
-        self._thread.start()
-
-    @property
-    def waiting(self) -> int:
-        """Jobs that have not begun."""
-        return self._jobs.qsize()
-
-    def submit(self, job: Callable[[], Any]) -> asyncio.Future:
-        """The result of `job`, to be awaited in the loop that asks."""
-        loop = asyncio.get_running_loop()
-        future = loop.create_future()
-        self._jobs.put((job, loop, future))
-        return future
-
-    def close(self) -> None:
-        """No more jobs; what was submitted before is still done."""
-        self._jobs.put(None)
-
-    def _work(self) -> None:
-        while (item := self._jobs.get()) is not None:
-            job, loop, future = item
-            try:
-                result, error = job(), None
-            except Exception as caught:  # noqa: BLE001 (it belongs to whoever awaits the job)
-                result, error = None, caught
-            try:
-                loop.call_soon_threadsafe(_settle, future, result, error)
-            except RuntimeError:
-                return  # the loop has ended: nobody waits any more
-
-
-def _settle(future: asyncio.Future, result: Any, error: Exception | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)
-
-
-@dataclass
-class Seat:
-    """A session on this server: its secret name, the connection that has it now, and its rate."""
-
-    name: str
-    number: int
-    session: Session
-    used_s: float
-    next_s: float = 0.0
-    connection: Any = None
-    last_ms: float | None = None
 
 
 class PolicyServer:
     """Serves one policy. `run()` blocks until SIGTERM or SIGINT; in a test or a thread, `serve()` and `stop()`."""
 
     def __init__(self, served: Served, config: ServerConfig, clock: Clock | None = None, seed: int = 0):
-        self.served, self.config, self.seed = served, config, seed
+        self.served, self.config = served, config
         self.clock = clock or MonotonicClock()
-        self.metrics, self.worker = Metrics(), Worker()
-        self.seats: dict[str, Seat] = {}
+        self.metrics, self.worker = Metrics(), ModelThread()
+        self.seats = Seats(served, config, self.clock, self.metrics, seed)
         self.port = config.port
         self._began_s = self.clock.now_s()
         self._busy = 0
         self._handlers: dict[Any, asyncio.Task] = {}  # of every open connection
-        self._closing: set[asyncio.Future] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Event | None = None
 
@@ -204,7 +93,7 @@ class PolicyServer:
         )  # fmt: skip
         async with listening as server:
             self.port = server.sockets[0].getsockname()[1]
-            expiring = asyncio.create_task(self._expire())
+            expiring = asyncio.create_task(self.seats.expire())
             ready()
             await self._draining.wait()
             server.close(close_connections=False)
@@ -240,7 +129,7 @@ class PolicyServer:
         """Metadata, then request and answer in turn, until the client leaves, errs, or the server drains."""
         from websockets.exceptions import ConnectionClosed
 
-        seat = self._new_seat()
+        seat = self.seats.new()
         if seat is None:  # filled up since the handshake
             return await connection.close(1013, "the server is full")
         self._handlers[connection] = asyncio.current_task()
@@ -258,7 +147,7 @@ class PolicyServer:
             pass  # the session waits for its client
         finally:
             self._handlers.pop(connection)
-            self._leave(seat, connection)
+            self.seats.leave(seat, connection)
 
     async def _next_frame(self, connection: Any) -> bytes | str | None:
         """The next message, or None once the server drains and nothing has arrived."""
@@ -280,7 +169,7 @@ class PolicyServer:
         self._busy += 1
         try:
             request = self._request(frame)
-            seat, resumed = self._resume(seat, request, connection)
+            seat, resumed = self.seats.resume(seat, request, connection)
             await self._throttle(seat)
             answer = await self.worker.submit(lambda: self._timed(seat.session, request))
         except Exception as error:  # noqa: BLE001 (whatever it is, the client is told and the others live on)
@@ -341,70 +230,6 @@ class PolicyServer:
         await connection.send(text[:2000])
         await connection.close(1011, "error; see the text before")
 
-    # -------------------------------------------------------------------------------------------------- sessions
-
-    def _has_room(self) -> bool:
-        """Whether one more session fits, after those have gone that no connection holds, the longest unused first."""
-        while len(self.seats) >= self.config.sessions:
-            left = [seat for seat in self.seats.values() if seat.connection is None]
-            if not left:
-                return False
-            self._drop(min(left, key=lambda seat: seat.used_s))
-        return True
-
-    def _new_seat(self) -> Seat | None:
-        if not self._has_room():
-            return None
-        self.metrics.add("sessions_opened")
-        number = self.metrics.counts["sessions_opened"]
-        # The name lets a client come back to its memory: a secret, so not from a seeded generator.
-        seat = Seat(secrets.token_hex(16), number, Session(self.served, self.seed), self.clock.now_s())
-        self.seats[seat.name] = seat
-        return seat
-
-    def _resume(self, seat: Seat, request: Mapping, connection: Any) -> tuple[Seat, bool]:
-        """The session that the request names, if it is still here; else the connection's own."""
-        name = request.get("session", seat.name)
-        if not isinstance(name, str):
-            raise RequestError(f"'session' must be the text from the metadata, got {type(name).__name__}")
-        if name == seat.name:
-            return seat, True
-        earlier = self.seats.get(name)
-        if earlier is None:
-            return seat, False  # a server that was started anew, or a session that expired: the answer says so
-        if earlier.connection not in (None, connection):
-            self._close(earlier.connection, "this session goes on in another connection")
-        self._drop(seat, expired=False)
-        self.metrics.add("sessions_resumed")
-        earlier.connection = connection
-        return earlier, True
-
-    def _leave(self, seat: Seat, connection: Any) -> None:
-        if seat.connection is connection:
-            seat.connection = None
-            if not seat.session.requests:
-                self._drop(seat, expired=False)  # nothing to come back to
-
-    def _drop(self, seat: Seat, expired: bool = True) -> None:
-        self.seats.pop(seat.name, None)
-        self.metrics.add("sessions_expired", int(expired))
-
-    async def _expire(self) -> None:
-        """Drops sessions that nobody asked for in `idle_s`, and tells their connections."""
-        while True:
-            await asyncio.sleep(min(self.config.idle_s / 4, 5.0))
-            for seat in list(self.seats.values()):
-                if self.clock.now_s() - seat.used_s > self.config.idle_s:
-                    self._drop(seat)
-                    if seat.connection is not None:
-                        self._close(seat.connection, f"no request for {self.config.idle_s:g} s")
-
-    def _close(self, connection: Any, reason: str) -> None:
-        """Closes a connection without waiting for its client."""
-        closing = asyncio.ensure_future(connection.close(1001, reason))
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
-
     # ---------------------------------------------------------------------------------------------- what is told
 
     def metadata(self, seat: Seat) -> dict:
@@ -434,7 +259,7 @@ class PolicyServer:
 
     def status(self) -> dict:
         """What the page shows. Session names are secret and not in it."""
-        seats = sorted(self.seats.values(), key=lambda seat: -seat.used_s)
+        now_s = self.clock.now_s()
         return {
             "about": {name: value for name, value in self.served.about.items() if isinstance(value, str | int | float)},
             "gauges": self.gauges(),
@@ -442,21 +267,7 @@ class PolicyServer:
             "errors": dict(self.metrics.errors),
             "latency_ms": self.metrics.percentiles_ms(),
             "calls_per_action": self.metrics.calls_per_action(),
-            "sessions": [self._session_status(seat, index < PICTURED) for index, seat in enumerate(seats)],
-        }
-
-    def _session_status(self, seat: Seat, pictures: bool) -> dict:
-        session = seat.session
-        return {
-            "number": seat.number,
-            "connected": seat.connection is not None,
-            "requests": session.requests,
-            "actions": session.actions,
-            "calls": session.calls,
-            "last_ms": None if seat.last_ms is None else round(seat.last_ms, 2),
-            "idle_s": round(self.clock.now_s() - seat.used_s, 1),
-            "levels": [round(level, 3) for level in session.levels()],
-            "cameras": {name: _picture(value) for name, value in session.seen.items() if value.ndim == 3} if pictures else {},
+            "sessions": [seat_status(seat, now_s, index < PICTURED) for index, seat in enumerate(self.seats.by_use())],
         }
 
     def _plain_http(self, connection: Any, request: Any) -> Any:
@@ -464,18 +275,18 @@ class PolicyServer:
         path = urlsplit(request.path).path
         if path == "/healthz":
             return connection.respond(200, "OK\n")
-        if path == "/" and not _is_upgrade(request):
-            return _respond(PAGE.read_text(), "text/html")  # holds no numbers: it asks for a token where one is needed
+        if path == "/" and not is_upgrade(request):
+            return respond(PAGE.read_text(), "text/html")  # holds no numbers: it asks for a token where one is needed
         if not self._allowed(request):
             self.metrics.error("token")
             return connection.respond(401, "send the server's token as 'Authorization: Api-Key TOKEN' (or Bearer)\n")
         if path == "/metrics":
-            return _respond(self.metrics.text(self.gauges()), "text/plain; version=0.0.4")
+            return respond(self.metrics.text(self.gauges()), "text/plain; version=0.0.4")
         if path == "/status.json":
-            return _respond(json.dumps(self.status()), "application/json")
-        if not _is_upgrade(request):
+            return respond(json.dumps(self.status()), "application/json")
+        if not is_upgrade(request):
             return connection.respond(404, "there are /, /healthz, /metrics and /status.json; policies connect by WebSocket\n")
-        if self._draining.is_set() or not self._has_room():
+        if self._draining.is_set() or not self.seats.has_room():
             self.metrics.error("refused")
             return connection.respond(503, f"no room: {len(self.seats)} sessions, or the server is going away; try again later\n")
         return None
@@ -495,29 +306,3 @@ _quiet.setLevel(logging.CRITICAL)  # whoever knocks with rubbish would fill the 
 def _positive(request: Mapping, name: str, default: float) -> float:
     value = request.get(name, default)
     return float(value) if isinstance(value, int | float) and value > 0 else default
-
-
-def _is_upgrade(request: Any) -> bool:
-    return "websocket" in request.headers.get("Upgrade", "").lower()
-
-
-def _respond(text: str, kind: str) -> Any:
-    from websockets.datastructures import Headers
-    from websockets.http11 import Response
-
-    body = text.encode()
-    headers = {
-        "Content-Type": f"{kind}; charset=utf-8" if ";" not in kind else kind,
-        "Content-Length": str(len(body)),
-        "Cache-Control": "no-store",
-        "X-Content-Type-Options": "nosniff",
-        "Connection": "close",
-    }
-    return Response(200, "OK", Headers(headers), body)
-
-
-def _picture(image: np.ndarray) -> dict:
-    """A small picture as raw colours, for a canvas: no encoder needed."""
-    step = -(-max(image.shape[:2]) // PICTURE)
-    small = np.ascontiguousarray(image[::step, ::step])
-    return {"width": small.shape[1], "height": small.shape[0], "rgb": base64.b64encode(small).decode()}
