@@ -16,7 +16,7 @@ import test_robot_robots
 import tiny
 import uwm_data
 from oracle import unchecked_shapes
-from uwm import build, cli, control, serve
+from uwm import brains, build, cli, control, serve
 from uwm.core.config import ConfigError, from_mapping
 from uwm.learn.checkpoint import CheckpointError
 from uwm.robot import audit
@@ -371,7 +371,7 @@ def test_bfloat16_plans_stay_near_those_in_float32(checkpoint):
     jobs, answers = [], {}
     for precision in ("float32", "bfloat16"):
         run = run_of(checkpoint, precision=precision)
-        plan = control.planner(run)
+        plan = brains.planner(run)
         if not jobs:
             frames = {name: np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8) for name in ("agentview", "wrist")}
             none = np.zeros((0, 2), np.float32)

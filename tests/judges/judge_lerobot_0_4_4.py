@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from judges import lerobot_comparisons, lerobot_control
-from judges.lerobot_control import checkpoint, driven, site  # noqa: F401 - fixtures
+from judges.lerobot_control import checkpoint, driven, plugin, site  # noqa: F401 - fixtures
 
 
 class TestVersion3(lerobot_comparisons.Comparisons):

@@ -1,6 +1,7 @@
 """LeRobot's side of control: our policy as its plug-in, and a robot of its base class as one of ours."""
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -40,6 +41,16 @@ def site(tmp_path_factory):
     for project in (judging.ROOT, judging.ROOT / "plugins" / "lerobot_policy_uwm"):
         installed(project, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def plugin(site):
+    """The arm of `beside` installed as LeRobot looks for robots of others: by the name of a distribution."""
+    shutil.copytree(judging.HERE / "beside" / "lerobot_robot_arm", site / "lerobot_robot_arm")
+    about = site / "lerobot_robot_arm-0.1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: lerobot_robot_arm\nVersion: 0.1\n")
+    return site
 
 
 @pytest.fixture(scope="module")
@@ -117,10 +128,33 @@ class ControlComparisons:
     def test_training_there_is_refused_with_the_way_to_do_it(self, driven):
         assert "uwm train" in driven[0]["refusal"] and driven[0]["trainable"] > 10
 
-    def test_a_robot_of_lerobots_base_class_conforms_behind_our_wrapper(self, site, tmp_path):
-        answer = judging.ask(JUDGE, "../beside/lerobot_robot", {"site": str(site), "home": str(tmp_path)}, tmp_path / "home")
+    def test_a_robot_of_lerobots_base_class_conforms_behind_our_wrapper(self, plugin, tmp_path):
+        answer = judging.ask(JUDGE, "../beside/lerobot_robot", {"site": str(plugin), "home": str(tmp_path)}, tmp_path / "home")
         assert answer["findings"] == []
         assert answer["proprio"] == [1, 2, 3] and answer["front"] == [24, 32, 3]
         assert answer["spec"] == ["LeRobot arm_of_this_test", ["shoulder.pos", "elbow.pos", "gripper.pos"]] and answer["gripper"] == [2]
         assert answer["sent"] == [6, 0, -2], "what LeRobot clipped to, not what was asked for"
         assert answer["held"] == [6, 0, -2] and not answer["connected"], "a stop holds where the joints are"
+
+    def test_uwm_control_drives_a_robot_of_lerobots_registry_by_type_and_config(self, plugin, tmp_path):
+        joints = ["shoulder.pos", "elbow.pos", "gripper.pos"]
+        card = {"robot": "arm_of_this_test", "rate_hz": 20.0, "cameras": [], "action": {"names": joints}}
+        made = {"id": "test", "calibration_dir": str(tmp_path / "calibration"), "step": 0.05, "blind": True}
+        options = {"type": "arm_of_this_test", "config": made, "limits": {joint: [-90.0, 90.0] for joint in joints}}
+        config = {
+            "checkpoint": str(tiny.trained(tmp_path, card, proprio_size=3)), "robot": "lerobot", "rate_hz": 20.0, "options": options,
+            "policy": {"rows": 4, "chunk": 2, "chunks": 2}, "worker": "thread", "duration_s": 3.0, "force": True,
+            "out": str(tmp_path / "out"), "safety": {"watchdog": {"silent_after_s": 5.0, "jump_after_s": 5.0}},
+        }  # fmt: skip
+        wrong = {
+            "type": {"type": "so101_folower"}, "key": {"config": {**made, "stp": 1.0}}, "camera": {"config": {**made, "cameras": {}}},
+            "port": {"type": "so101_follower", "config": {}},
+        }  # fmt: skip
+        answer = judging.ask(JUDGE, "../beside/lerobot_driven", {"site": str(plugin), "config": config, "wrong": wrong}, tmp_path / "home")
+        told, sent = answer["told"], np.array(answer["sent"])
+        assert answer["code"] == 0 and told["ended"] == "time is over" and told["robot"] == "LeRobot arm_of_this_test"
+        assert not answer["known_before"] and answer["made"] == 1, "found as a plug-in; a wrong config makes no arm"
+        assert len(sent) > 20 and np.isfinite(sent).all() and not answer["connected"]
+        assert answer["step"] == 0.05 and (np.abs(np.diff(sent, axis=0)) <= 0.05 + 1e-6).all(), "its own config reached it"
+        assert "did you mean 'so101_follower'" in answer["refused"]["type"] and "port" in answer["refused"]["port"]
+        assert "stp" in answer["refused"]["key"] and "cameras" in answer["refused"]["camera"]

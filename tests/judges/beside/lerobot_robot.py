@@ -5,82 +5,17 @@ Asked: {"site": where uwm is installed, "home": where calibrations go}. Answers 
 
 import torchvision_operators  # isort: skip # noqa: F401
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import answering
 import numpy as np
-from lerobot.robots import Robot, RobotConfig
-from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnectedError
+from lerobot_robot_arm import JOINTS, Arm, ArmConfig
 
 request = answering.asked()
 sys.path.append(request["site"])
 from uwm.robot.clock import VirtualClock  # noqa: E402
 from uwm.robot.conformance import check  # noqa: E402
 from uwm.robot.robots.lerobot import LeRobotRobot  # noqa: E402
-
-JOINTS = ("shoulder.pos", "elbow.pos", "gripper.pos")
-
-
-@RobotConfig.register_subclass("arm_of_this_test")
-@dataclass(kw_only=True)
-class ArmConfig(RobotConfig):
-    """Three joints that are at once where they were told to be, at most 5 away from where they were."""
-
-    step: float = 5.0
-
-
-class Arm(Robot):
-    """The smallest robot that LeRobot's base class accepts."""
-
-    config_class, name = ArmConfig, "arm_of_this_test"
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.step, self.position, self.sent, self._connected = config.step, dict.fromkeys(JOINTS, 0.0), [], False
-
-    @property
-    def observation_features(self):
-        return {**dict.fromkeys(JOINTS, float), "front": (24, 32, 3)}
-
-    @property
-    def action_features(self):
-        return dict.fromkeys(JOINTS, float)
-
-    @property
-    def is_connected(self):
-        return self._connected
-
-    @property
-    def is_calibrated(self):
-        return True
-
-    def connect(self, calibrate=True):
-        if self._connected:
-            raise DeviceAlreadyConnectedError("connected")
-        self._connected = True
-
-    def calibrate(self):
-        """Nothing to do."""
-
-    def configure(self):
-        """Nothing to do."""
-
-    def get_observation(self):
-        if not self._connected:
-            raise DeviceNotConnectedError("not connected")
-        return {**self.position, "front": np.full((24, 32, 3), 7, np.uint8)}
-
-    def send_action(self, action):
-        if not self._connected:
-            raise DeviceNotConnectedError("not connected")
-        self.position = {key: float(np.clip(action[key], at - self.step, at + self.step)) for key, at in self.position.items()}
-        self.sent.append(dict(self.position))
-        return dict(self.position)
-
-    def disconnect(self):
-        self._connected = False
-
 
 clock, arm = VirtualClock(), Arm(ArmConfig(id="test", calibration_dir=Path(request["home"])))
 limits = dict.fromkeys(JOINTS, (-90.0, 90.0))
