@@ -27,7 +27,7 @@ from uwm.robot.interrupts import Interrupts
 from uwm.robot.monitor import Monitor, MonitorError
 from uwm.robot.policy import PolicyConfig
 
-domain, worker_id = test_robot_dds.domain, test_robot_dds.worker_id
+domain = test_robot_dds.domain
 
 POLICY = {"rows": 4, "chunk": 2, "chunks": 2}
 SLOW = lambda index, generator: 0.15  # noqa: E731 - two ticks of the toy world
