@@ -9,6 +9,7 @@ row 2      ..  .......         ..  .......  ....           and the buffer rolls:
 ```
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -95,6 +96,27 @@ def mode(layout: Layout, name: str, rows: int) -> Plan:
     if name not in MODES:
         raise ValueError(f"mode must be one of {sorted(MODES)}, got {name!r}")
     return together(layout, MODES[name], rows)
+
+
+def hold(plan: Plan, layout: Layout, frames: Mapping[tuple[str, int], float], scale: bool = False) -> Plan:
+    """The plan with some frames {(stream, frame): level} held at a level, 0 as they are (FVDM's tau, Liu et al. 2024, sec. 3.3).
+
+    `scale`: the number is a multiplier instead: the frame is noised once to m times the first level and then follows m times the
+    plan, so that a seam can still be mended (Pusa's released sampler). ValueError for a frame that is not there, a level outside
+    [0, 1], and when nothing is left to generate.
+    """
+    level, role = plan.level.clone(), plan.role.clone()
+    for (name, frame), held in frames.items():
+        where = layout.mask(name) & (layout.frame == frame)
+        if not bool(where.any()):
+            raise ValueError(f"{name!r} has no frame {frame}; it has {list(layout[name].frames)}")
+        if not 0 <= held <= 1:
+            raise ValueError(f"frame {frame} of {name!r}: a held level or multiplier lies in [0, 1], got {held}")
+        level[:, where] = held * plan.level[:, where] if scale else held
+        role[where] = roles.ACTIVE if scale and held else roles.GIVEN
+    if not bool((role == roles.ACTIVE).any()):
+        raise ValueError("every frame is held: nothing is left to generate")
+    return Plan(level, role)
 
 
 def staircase(units: int, rows: int, lag: int) -> Float[Tensor, "K1 U"]:

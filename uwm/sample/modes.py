@@ -70,17 +70,24 @@ def generate(
     rules: Mapping[str, StepRule] | None = None,
     limit: float | None = None,
     plan: Plan | None = None,
+    known: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Samples the targets, as many as there are seeds. Returns them by stream, (B, tokens of the stream, its size).
 
     `given` {stream: clean tokens (B, n, S), or (1, n, S) for all}; `rules` by stream or kind (unless told unmask for words and ddim
     for the rest); `limit` clips clean estimates; `plan` replaces the plan in which all targets fall together. ValueError for a stream
     that is unknown or has two roles, for no target, for given tokens of a wrong shape or not finite, for guidance without a condition.
+
+    `known` {target: clean tokens (B or 1, n, S)}: values of the frames that a plan of one's own holds (`core.plans.hold`); what stands
+    elsewhere does not matter where the plan begins at level 1.
     """
     given, seeds = dict(given or {}), list(seeds)
     assignment = Assignment(tuple(targets), tuple(given), tuple(marginal))
     layout = model.layout.select(assignment.names)
-    known = _known(layout, given, len(seeds))
+    foreign = sorted(set(known or ()) - set(assignment.targets))
+    if foreign:
+        raise ValueError(f"known values are of targets, got {foreign}; whole streams are given")
+    start_from = _known(layout, {**given, **(known or {})}, len(seeds))
     plan = plan or assignment.plan(layout, rows)
     if plan.level.shape[1] != layout.tokens:
         raise ValueError(f"the plan is for {plan.level.shape[1]} tokens, but {list(layout.names)} have {layout.tokens}")
@@ -88,7 +95,7 @@ def generate(
     plain = denoiser(model, role, layout, limit=limit)
     randomness = Randomness.seeded(seeds)
     denoise = plain if guidance == 0 else Guided(plain, assignment, guidance, Randomness.seeded([seed + NULL for seed in seeds]))
-    x, randomness = start(plain.path, known, plan.level[0], randomness)
+    x, randomness = start(plain.path, start_from, plan.level[0], randomness)
     x = torch.where(layout.mask(*layout.of_kind("word"))[:, None] & (plan.level[0] > 0)[:, None], 0.0, x)
     step = by_stream(layout, {"word": unmask(), **(rules or {})}, rule("ddim"))
     with torch.inference_mode():
