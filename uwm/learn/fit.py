@@ -36,7 +36,7 @@ def fit(
     config = TrainConfig(steps, batch, seed, "float32", save_every=steps, optim=optim)
     state = TrainState.fresh(model, config)
     loss = partial(stream_loss_of, objective) if isinstance(objective, StreamObjective) else objective
-    loop.train(model, state, _batches(clean, batch, seed), config, on_step, lambda state: None, loss)
+    loop.train(model, state, batches(clean, batch, seed), config, on_step, lambda state: None, loss)
     model.load_state_dict(state.average.weights)
     return model.eval()
 
@@ -46,7 +46,8 @@ def stream_loss_of(objective: StreamObjective, model: StreamModel, batch: Stream
     return stream_loss(model, batch, objective, generator)
 
 
-def _batches(clean: Tensor, batch: int, seed: int) -> Iterator[StreamBatch]:
+def batches(clean: Tensor, batch: int, seed: int) -> Iterator[StreamBatch]:
+    """Random batches without end; those of a seed are always the same."""
     step = 0
     while True:
         chosen = torch.randint(0, len(clean), (batch,), generator=generator_at(seed + 1_000_000, step))
