@@ -97,6 +97,11 @@ def steady(job):
     return Answer(np.concatenate([0.3 * np.sin(0.1 * ticks), 0.2 * np.cos(0.1 * ticks), np.ones_like(ticks)], axis=1).astype(np.float32))
 
 
+def make_steady():
+    """For a process of its own."""
+    return steady
+
+
 def wild(job):
     """Anything at all."""
     random = np.random.default_rng(job.index)

@@ -163,7 +163,7 @@ def test_a_line_that_stalls_is_a_timeout_in_time_and_the_next_act_goes_on():
 
 
 class Scripted:
-    """Connections that fail as told: 'refused', 'lost' after sending, 'silent', or 'fine'."""
+    """Connections that fail as told: 'refused', 'lost' after sending, 'silent', 'late' (an answer to another request), or 'fine'."""
 
     def __init__(self, *script, clock):
         self.script, self.clock, self.attempts, self.session = list(script), clock, [], Session(policies.counting())
@@ -181,6 +181,8 @@ class Scripted:
         self.replies.append(wire.pack({**self.session.answer(wire.unpack(data)), "session": "s", "resumed": True}))
         if self.state == "lost":
             self.replies.clear()
+        if self.state == "late":
+            self.replies.insert(-1, wire.pack({"actions": np.ones((2, 3), np.float32), "calls": 2, "sequence": 99, "session": "s"}))
 
     def recv(self, timeout):
         if self.state == "silent" and len(self.replies) == 1 and self.replies[0] != wire.pack(self.about):
@@ -219,6 +221,15 @@ def test_a_server_that_is_silent_is_given_up_after_the_time_allowed():
     with pytest.raises(PolicyTimeout):
         client.act(policies.observation())
     assert clock.now_s() == pytest.approx(2, abs=0.01)
+
+
+def test_an_answer_to_another_request_is_never_acted_on_and_the_line_is_begun_anew():
+    clock = VirtualClock()
+    line = Scripted("late", clock=clock)
+    client = PolicyClient("ws://robot", clock, connect=line)
+    with pytest.raises(PolicyError, match="an answer 99 came to request 0"):
+        client.act(policies.observation())
+    assert client.act(policies.observation(7))[0].tolist()[0::2] == [1, 7] and client.reconnects == 1
 
 
 def test_another_policy_after_a_reconnect_is_refused():

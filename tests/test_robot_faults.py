@@ -5,8 +5,10 @@ limit that the fault has, no episode file is damaged, and the run comes to its e
 """
 
 import errno
+import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +23,7 @@ from uwm.robot import audit
 from uwm.robot.audit import Audit
 from uwm.robot.clock import MonotonicClock, VirtualClock
 from uwm.robot.controller import Controller
-from uwm.robot.inference import ThreadWorker
+from uwm.robot.inference import ProcessWorker, ThreadWorker
 from uwm.robot.interface import Reading, RobotError
 from uwm.robot.recording import Recorder, recover_all, streams_for
 from uwm_data import EpisodeStore, StreamSpec, check
@@ -156,6 +158,61 @@ def test_a_thread_that_hangs_for_good_does_not_hang_the_process():
     free.set()
     worker.close()
     assert statistics.ended.startswith("stopped: the policy proposed nothing") and robot.received == [] and robot.stops
+
+
+def test_a_process_of_the_policy_that_is_killed_in_motion_leaves_the_arm_holding_until_the_next_one_plans():
+    robot, ticks = FakeRobot(MonotonicClock()), []
+    worker = ProcessWorker(trouble.make_steady, robot.clock)
+
+    def until(tick):
+        ticks.append(tick)
+        planned = [each.proposed is not None for each in ticks]
+        if killed and worker.process_id != killed[0] and all(planned[-20:]):
+            return "goes on"
+        if not killed and len(ticks) > 30 and all(planned[-20:]):
+            killed.append(worker.process_id)
+            os.kill(killed[0], signal.SIGKILL)
+        return ""
+
+    killed = []
+    statistics = Controller(robot, trouble.CARD, robot.clock, worker, trouble.NAIVE, [], trouble.safety(stop_after_s=60.0)).run(2000, until)
+    worker.close()
+    assert statistics.ended == "goes on" and statistics.failures == 1 and robot.stops
+    assert {tick.verdict.behaviour for tick in ticks if tick.proposed is None} == {"hold"} and any(t.failure for t in ticks)
+    assert_inside_limits(robot.received)
+
+
+# ---- networks --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stories():
+    """The control loop against a server on the far end of a bad wire, told by processes of their own; {kind: what happened}."""
+    own = ["unshare", "--user", "--map-root-user", "--net"]
+    has_wire = os.access("/dev/net/tun", os.W_OK) and shutil.which("unshare") and not subprocess.call([*own, "true"])
+    kinds = {"cuts": [], **({"wire": own} if has_wire else {})}
+    script = os.path.join(os.path.dirname(__file__), "lossy_wire.py")
+    running = {
+        kind: subprocess.Popen([*alone, sys.executable, script, kind], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for kind, alone in kinds.items()
+    }
+    told = {kind: process.communicate(timeout=250) for kind, process in running.items()}
+    for kind, (_, errors) in told.items():
+        assert running[kind].returncode == 0, errors[-3000:]
+    return {kind: json.loads(said.splitlines()[-1]) for kind, (said, _) in told.items()}
+
+
+def test_packets_lost_doubled_and_out_of_order_a_dark_line_and_a_server_begun_anew_are_held_through_and_recovered_from(stories):
+    for kind, story in stories.items():
+        assert story["ended"] == "told" and story["stops"] and story["errors"] == 0 and story["episodes"] == 1, kind
+        assert min(story["counts"].values()) >= 1 and story["counts"]["lost"] + story["counts"]["late"] >= 5, story["counts"]
+        assert story["reconnects"] >= 2 and story["failures"] >= 2
+        for phase, ticks in story["ticks"].items():
+            behaviours = [behaviour for behaviour, _, _ in ticks]
+            assert set(behaviours) <= {"send", "hold"} and (phase not in ("dark", "killed") or "hold" in behaviours)
+            assert all(behaviour == "hold" for behaviour, plan, _ in ticks if plan is None), "an arm without a plan stands still"
+        plans = [plan for ticks in story["ticks"].values() for _, plan, _ in ticks if plan is not None]
+        assert plans == sorted(plans), "no older plan follows a newer one"
 
 
 # ---- clocks ----------------------------------------------------------------------------------------------------

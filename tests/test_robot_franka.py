@@ -187,6 +187,7 @@ def test_a_stop_holds_until_it_is_forgiven_and_a_later_stop_is_not_forgiven(benc
 @pytest.mark.parametrize("lost", [1, 5, 15])
 def test_lost_cycles_do_not_tear_the_motion(bench, lost):
     """The robot extrapolates, we go on from there: `PlayedRobot._move` refuses what a real robot would."""
+    bench.cycles(50)  # at rest
     for tick in range(12):
         bench.send(HOME + 0.3 * np.sin(0.2 * tick))
         bench.cycles(25)
@@ -207,6 +208,22 @@ def test_a_reflex_is_told_and_recovered_from(bench):
     bench.board.orders.write(recoveries=1)
     bench.cycles(5)
     assert bench.mode is Mode.IDLE and bench.robot.recovered == 1 and not told(bench.board.arm.read())
+
+
+def test_an_arm_that_swings_after_a_reflex_is_not_moved_at_a_turning_point(bench):
+    """There all its velocities are zero for a moment; a motion that began there would begin with a jump."""
+    calm = bench.robot.state
+    swings = lambda: 0.3 * np.cos(2 * np.pi * 3 * bench.clock.now_s()) * np.exp(-8 * (bench.clock.now_s() - 100.0))  # noqa: E731 - rad/s
+    bench.robot.state = lambda: types.SimpleNamespace(**{**vars(calm()), "dq": np.full(7, swings())})
+    speeds = []
+    for _ in range(1500):
+        bench.send(HOME + 0.1)
+        speeds.append(abs(swings()))
+        bench.cycles(1)
+        if bench.robot.motions:
+            break
+    assert min(speeds[:100]) < 0.01, "a turning point was met"
+    assert bench.robot.motions == 1 and max(speeds[-49:]) < 0.02 < max(speeds[-200:])
 
 
 def test_a_recovery_that_fails_is_tried_once(bench):

@@ -281,7 +281,10 @@ class PolicyClient(_Numbered):
         if isinstance(reply, str):
             self._dropped()
             raise PolicyError(f"the policy server refused: {reply}")
-        return self._read(reply)
+        answer = self._read(reply)
+        if answer.get("sequence") != request["sequence"]:
+            self._dropped()  # or every later answer would be another request's, too
+        return answer
 
     def _read(self, reply: bytes) -> dict:
         try:

@@ -34,7 +34,10 @@ from uwm.robot.robots.franka_board import TEXT_BYTES, Board, Mode
 from uwm.robot.robots.hold import Hold
 
 CONNECT_S = 3.0  # for the hold, and for a robot that still ends the motion of a controller before us
-STILL_RAD_S = 0.02  # a motion begins at rest: after a reflex the arm takes a moment to come there
+# A motion begins at rest, and after a reflex the arm swings for a moment. All its joints swing together, so at the turning points all
+# velocities are small at once: rest is what lasts.
+STILL_RAD_S = 0.02
+STILL_CYCLES = 50
 GRIPPER_STEP_M = 0.001  # a smaller change of the width is none
 GRASP_M = 0.005  # a width below means: hold what is between the fingers, with the force
 PRIORITY = 60  # of the real-time scheduler, where the system lets us
@@ -76,7 +79,7 @@ class Arm:
     def __init__(self, franka: Any, robot: Any, board: Board, settings: ArmSettings, clock: Clock, alive: Callable[[], bool]):
         self.franka, self.robot, self.board, self.settings, self.clock, self.alive = franka, robot, board, settings, clock, alive
         self.limits = settings.limits
-        self.mode, self.text, self.lost, self.cycles = Mode.IDLE, "", 0, 0
+        self.mode, self.text, self.lost, self.cycles, self._still = Mode.IDLE, "", 0, 0, 0
         self._active, self._motion, self._ramp = None, None, None
         self._ending: Mode | None = None
         self._leaving = False
@@ -117,10 +120,10 @@ class Arm:
             self._stops = int(orders["stops"])
             self.mode = Mode.STOPPED if self.mode in (Mode.IDLE, Mode.SILENT) else self.mode
         state = self.robot.read_once()
-        still = np.abs(state.dq).max() < STILL_RAD_S
-        if self.mode is Mode.IDLE and orders["goals"] != self._goals and still and not self._leaving:
+        self._still = self._still + 1 if np.abs(state.dq).max() < STILL_RAD_S else 0
+        if self.mode is Mode.IDLE and orders["goals"] != self._goals and self._still >= STILL_CYCLES and not self._leaving:
             self._active = self.robot.start_joint_position_control(self.franka.ControllerMode.JointImpedance)
-            self.mode, self._motion = Mode.MOVING, None
+            self.mode, self._motion, self._still = Mode.MOVING, None, 0
         return state
 
     def _recover(self, orders: np.void) -> None:
