@@ -19,6 +19,7 @@ from uwm.core.config import ConfigError, unknown
 BENCHES = {
     "control": "uwm.bench.control_bench",
     "delay": "uwm.bench.delay_bench",
+    "fvdm": "uwm.bench.fvdm_bench",
     "loader": "uwm.bench.loader_bench",
     "modes": "uwm.bench.modes_bench",
     "radd": "uwm.bench.radd_bench",

@@ -1,0 +1,132 @@
+"""Claim: a level per frame makes one video model begin from a frame and fill in between two, with nothing trained for either.
+
+| arm | levels in training |
+|---|---|
+| scalar | one per clip: ptss(0) |
+| ptss | one per frame in a fifth of the samples: ptss(0.2), FVDM's choice |
+| independent | one per frame always: ptss(1) |
+
+Clips of a pushing arm, 8 frames, camera above, the actions given. A model of one level knows frames by replacement (known frames are
+overwritten, noised anew, at every row); a model of frame levels holds them clean. Errors are of latents, whose spread is 1.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from uwm.bench import clip_data, experiment
+from uwm.bench.clip_data import FRAMES, GRID
+from uwm.bench.experiment import SEEDS, gate, values
+from uwm.bench.gates import Gate
+from uwm.bench.runner import Result
+from uwm.core.patterns import Pattern
+from uwm.learn.fit import fit
+from uwm.learn.stream_objective import StreamObjective
+from uwm.media import video
+from uwm.media.metrics import frechet
+from uwm.nn.backbone import BackboneConfig
+from uwm.nn.stream_model import StreamModel, StreamModelConfig
+from uwm.sample.denoise import denoiser
+from uwm.sample.loop import sample, start
+from uwm.sample.modes import Assignment, generate
+from uwm.sample.randomness import Randomness
+from uwm.sample.replacement import replaced
+from uwm.sample.steps import by_stream, ddim
+
+CLAIM = "Frame-wise levels: a video model begins from a frame and fills in between two, better than by replacement, held frames exact."
+ARMS = {"scalar": "ptss(0)", "ptss": "ptss(0.2)", "independent": "ptss(1)"}
+FULL = {"clips": 1200, "held": 96, "steps": 700, "batch": 32, "rows": 16, "samples": 192}
+QUICK = {"clips": 64, "held": 8, "steps": 30, "batch": 8, "rows": 4, "samples": 40}
+PER_FRAME, COMPONENTS = GRID * GRID, 12
+
+
+def run(quick: bool, out: Path | None) -> Result:
+    """All arms for all seeds, the same clips and steps."""
+    budget = QUICK if quick else FULL
+    arms = {name: lambda seed, rule=rule: measured(budget, rule, seed) for name, rule in ARMS.items()}
+    seeds = SEEDS[:1] if quick else SEEDS
+    found = experiment.run_arms("fvdm", arms, seeds, budget, None if quick else experiment.FOLDER)
+    return Result(CLAIM, judged(found, not quick), seeds, experiment.summary(found))
+
+
+def judged(found: experiment.Found, enough: bool) -> list[Gate]:
+    """What the paper found, and what must hold exactly."""
+    ratio = lambda figure, other: values(found, "ptss", figure) / values(found, "scalar", other)  # noqa: E731
+    begun, filled = ratio("from_frame", "from_frame_replaced"), ratio("between", "between_replaced")
+    over_blend = values(found, "ptss", "between") / values(found, "ptss", "blend")
+    moved = max(values(found, arm, "held_moved").max() for arm in ("ptss", "independent"))
+    base = "one level per clip, replacement"
+    return [
+        gate("from a frame: error of frames 1 and 2, held / replaced", begun, "<=", 0.7, enough, base, paper=True),
+        gate("between two: error of the middle, held / replaced", filled, "<=", 0.7, enough, base, paper=True),
+        gate("between two: error of the middle / of a blend", over_blend, "<", 1.0, enough, "linear blend of first and last"),
+        gate("Fréchet distance of drawn clips", ratio("frechet", "frechet"), "<=", 1.1, enough, "one level per clip", paper=True),
+        Gate("largest change of a held frame", float(moved), "<=", 0.0, True, "bit for bit"),
+    ]
+
+
+def model_of(seed: int) -> StreamModel:
+    """0.25 M parameters."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return StreamModel(StreamModelConfig(clip_data.streams(), noise_shift=2.0, backbone=BackboneConfig(64, 4, 4, waist=32)))
+
+
+def trained(budget: dict, rule: str, seed: int) -> StreamModel:
+    """A model of clips with their actions given, its levels drawn by `rule`."""
+    data, model = clip_data.tokens(budget["clips"], budget["held"]), model_of(seed)
+    objective = StreamObjective((Pattern(video=rule, action="given"),))
+    return fit(model, clip_data.packed(data.train), objective, budget["steps"], budget["batch"], seed)
+
+
+def measured(budget: dict, rule: str, seed: int) -> dict:
+    """One model: its own clips, and known frames held and replaced."""
+    model, data = trained(budget, rule, seed), clip_data.tokens(budget["clips"], budget["held"])
+    held = data.held
+    true, given, seeds, rows = held["top"], {"action": held["action"]}, range(len(held["top"])), budget["rows"]
+    first, last = _frame(true, 0), _frame(true, FRAMES - 1)
+    begun = video.from_frame(model, {"top": first}, seeds, given=given, rows=rows)["top"]
+    filled = video.between(model, {"top": first}, {"top": last}, seeds, given=given, rows=rows)["top"]
+    share = torch.linspace(0, 1, FRAMES).repeat_interleave(PER_FRAME)[None, :, None]
+    blend = (1 - share) * first.repeat(1, FRAMES, 1) + share * last.repeat(1, FRAMES, 1)
+    middle = FRAMES // 2
+    return {
+        "from_frame": _error(begun, true, (1, 2)), "between": _error(filled, true, (middle,)), "blend": _error(blend, true, (middle,)),
+        "from_frame_replaced": _error(_replaced(model, true, given, (0,), rows), true, (1, 2)),
+        "between_replaced": _error(_replaced(model, true, given, (0, FRAMES - 1), rows), true, (middle,)),
+        "held_moved": float((_frame(begun, 0) - first).abs().max() + (_frame(filled, FRAMES - 1) - last).abs().max()),
+        "frechet": _frechet(model, budget, true), "floor_psnr": data.pca.floor(torch.from_numpy(data.clips.frames["top"])),
+    }  # fmt: skip
+
+
+def _frame(tokens: Tensor, place: int) -> Tensor:
+    return tokens[:, place * PER_FRAME : (place + 1) * PER_FRAME]
+
+
+def _error(found: Tensor, true: Tensor, places: tuple[int, ...]) -> float:
+    return float(torch.stack([(_frame(found, place) - _frame(true, place)).square().mean() for place in places]).mean())
+
+
+def _replaced(model: StreamModel, true: Tensor, given: dict[str, Tensor], places: tuple[int, ...], rows: int) -> Tensor:
+    """Frames at `places` known by replacement."""
+    layout = model.layout
+    clean = layout.pack({"top": true, **given})
+    known = layout.mask("top") & torch.isin(layout.frame, torch.tensor(places))
+    plan = Assignment(("top",), ("action",)).plan(layout, rows)
+    denoise = denoiser(model, plan.role[None].expand(len(true), -1))
+    x, randomness = start(denoise.path, clean, plan.level[0], Randomness.seeded(range(len(true))))
+    with torch.inference_mode():
+        out, _ = sample(denoise, denoise.path, x, plan.level, replaced(by_stream(layout, {}, ddim()), clean, known), randomness)
+    return layout.unpack(out)["top"]
+
+
+def _frechet(model: StreamModel, budget: dict, true: Tensor) -> float:
+    """Between drawn and true clips, in the main components of whole clips of the training part; actions are those of training clips."""
+    train = clip_data.tokens(budget["clips"], budget["held"]).train
+    count = min(budget["samples"], len(train["top"]))
+    drawn = generate(model, ["top"], {"action": train["action"][:count]}, rows=budget["rows"], seeds=range(count))["top"]
+    real = train["top"].flatten(1)
+    _, _, axes = torch.pca_lowrank(real, q=COMPONENTS, niter=4)
+    return frechet(drawn.flatten(1) @ axes, real[-len(drawn) :] @ axes)
+
