@@ -21,11 +21,13 @@ from uwm.core.config import ConfigError, from_mapping
 from uwm.learn.checkpoint import CheckpointError
 from uwm.robot import audit
 from uwm.robot.budget import Budget
-from uwm.robot.clock import VirtualClock
+from uwm.robot.clock import MonotonicClock, VirtualClock
 from uwm.robot.inference import Job
+from uwm.robot.interface import RobotError
 from uwm.robot.interrupts import Interrupts
 from uwm.robot.monitor import Monitor, MonitorError
 from uwm.robot.policy import PolicyConfig
+from uwm.robot_maker import make_robot
 
 domain = test_robot_dds.domain
 
@@ -230,6 +232,14 @@ def test_a_monitor_writes_cameras_buffer_actions_and_the_imagined_future(checkpo
     entities = {column.entity_path for column in recording.schema().component_columns()}
     assert {"/camera/agentview", "/camera/wrist", "/action/proposed", "/action/sent", "/buffer/level", "/timing/latency_ms"} <= entities
     assert {"/imagined/agentview/in_4", "/imagined/wrist/in_8"} <= entities, "the model's own future frames"
+    rows = recording.view(index="log_tick", contents="/**").select().read_all()
+    counts = {name: len(rows[name].drop_null()) for name in rows.column_names}
+    of = lambda entity: max(count for name, count in counts.items() if name.startswith(f"{entity}:"))  # noqa: E731
+    assert min(of(f"/camera/{name}") for name in ("agentview", "wrist")) >= 20 and of("/imagined/wrist/in_8") >= 2, counts
+    assert min(of("/buffer/level"), of("/buffer/action"), of("/action/sent"), of("/action/proposed")) >= 20, counts
+    name = next(name for name in rows.column_names if name.startswith("/timing/latency_ms:Scalar"))
+    latencies = np.concatenate([np.array(value) for value in rows[name].drop_null().to_pylist()])
+    assert len(latencies) >= 10 and np.allclose(latencies, 150), "two ticks a plan, as told"
 
 
 def test_a_monitor_that_dies_does_not_stop_the_robot(checkpoint, tmp_path, monkeypatch):
@@ -326,6 +336,11 @@ def test_a_robot_on_ros_2_is_driven_by_the_command(arm_checkpoint, domain):
         run = run_of(arm_checkpoint, robot="dds", rate_hz=20.0, options=options, duration_s=2.0, worker="thread", force=True)
         told = control.drive(run)
         assert told["ended"] == "time is over" and told["robot"] == "ROS 2 over DDS"
+        first = make_robot(run, MonotonicClock())
+        first.connect()
+        with pytest.raises(RobotError, match="another process holds the robot 'dds-"):
+            control.drive(run)
+        first.close()
         assert told["ticks"] > 20 and told["behaviours"]["send"] > 10
         low, high = np.array(list(test_robot_dds.LIMITS.values())).T
         assert len(arm.commands) > 10 and (np.array(arm.commands) >= low - 1e-6).all() and (np.array(arm.commands) <= high + 1e-6).all()
