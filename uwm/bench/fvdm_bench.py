@@ -36,7 +36,7 @@ from uwm.sample.steps import by_stream, ddim
 
 CLAIM = "Frame-wise levels: a video model begins from a frame and fills in between two, better than by replacement, held frames exact."
 ARMS = {"scalar": "ptss(0)", "ptss": "ptss(0.2)", "independent": "ptss(1)"}
-FULL = {"clips": 1200, "held": 96, "steps": 700, "batch": 32, "rows": 16, "samples": 192}
+FULL = {"clips": 1200, "held": 64, "steps": 500, "batch": 32, "rows": 12, "samples": 128}
 QUICK = {"clips": 64, "held": 8, "steps": 30, "batch": 8, "rows": 4, "samples": 40}
 PER_FRAME, COMPONENTS = GRID * GRID, 12
 
