@@ -2,9 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
+import pytest
 
 from uwm.robot.clock import MonotonicClock
 from uwm.robot.inference import Answer, Job, ProcessWorker
@@ -81,3 +84,33 @@ def test_a_worker_sees_the_frames_of_every_job_also_after_its_process_was_killed
         worker.close()
     if before:
         assert not [name for name in set(os.listdir("/dev/shm")) - before if "uwm" in name], "no name is left behind"
+
+
+OWNERS = {
+    "worker": "worker = ProcessWorker(test_robot_shelf.make_sums, MonotonicClock())\nwhile not worker.idle: time.sleep(0.01)\n"
+              "print(worker.process_id, '', flush=True)",
+    "session": "session = SharedMemorySession(policies.counting, timeout_s=100)\nprint(session._process.pid, session._block.name, flush=True)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OWNERS)
+def test_a_controller_that_is_killed_leaves_neither_its_policys_process_nor_memory_behind(kind):
+    code = "import time, policies, test_robot_shelf\nfrom uwm.robot.client import SharedMemorySession\n"
+    code += f"from test_robot_shelf import MonotonicClock, ProcessWorker\n{OWNERS[kind]}\ntime.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=os.path.dirname(__file__)) as owner:
+        child, *blocks = owner.stdout.readline().split()
+        assert alive(child) and set(blocks) <= set(os.listdir("/dev/shm")) and len(blocks) == (kind == "session")
+        owner.kill()
+    give_up = time.monotonic() + 60
+    while alive(child) or set(blocks) & set(os.listdir("/dev/shm")):
+        assert time.monotonic() < give_up, "the policy's process outlives its controller"
+        time.sleep(0.05)
+
+
+def alive(pid):
+    """Whether a process runs; one that nobody waits for is none."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
