@@ -598,7 +598,14 @@ def test_the_robot_on_the_page_has_fewer_than_fifty_lines_and_conforms():
 
 def test_the_pages_list_names_every_robot_that_there_is():
     text = PAGE.read_text()
-    for name in ("SimulatedRobot", "ReplayRobot", "LeRobotRobot", "FaultyRobot"):
+    for name in ("SimulatedRobot", "ReplayRobot", "LeRobotRobot", "FaultyRobot", "FrankaRobot", "DdsRobot"):
         assert f"`{name}(" in text
     for file in re.findall(r"`(uwm/[\w/]+\.py)`", text):
         assert (PAGE.parent.parent / file).is_file()
+
+
+def test_every_test_that_the_page_names_is_there():
+    tests = Path(__file__).parent
+    written = {name for file in tests.rglob("*.py") for name in re.findall(r"def (test_\w+)\(", file.read_text())}
+    named = set(re.findall(r"`(test_\w+)`", PAGE.read_text()))
+    assert len(named) > 25 and not named - written

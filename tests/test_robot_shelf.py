@@ -89,7 +89,8 @@ def test_a_worker_sees_the_frames_of_every_job_also_after_its_process_was_killed
 OWNERS = {
     "worker": "worker = ProcessWorker(test_robot_shelf.make_sums, MonotonicClock())\nwhile not worker.idle: time.sleep(0.01)\n"
               "print(worker.process_id, '', flush=True)",
-    "session": "session = SharedMemorySession(policies.counting, timeout_s=100)\nprint(session._process.pid, session._block.name, flush=True)",
+    "session": "session = SharedMemorySession(policies.counting, timeout_s=100)\n"
+               "print(session._process.pid, session._block.name, flush=True)",
 }  # fmt: skip
 
 

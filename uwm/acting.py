@@ -128,7 +128,7 @@ class Session:
         slipped = getattr(self.robot, "slipped", 0)
         self.outcomes.append({"seed": seed, "success": success, "ticks": statistics.ticks, "whole": is_whole, "slipped": slipped})
         self.watch.successes += bool(success)
-        self.watch.episodes += is_whole
+        self.watch.episodes += is_whole and success is not None
         _sum_up(self.total, statistics)
         if self.recorder:
             told = {} if is_whole else {"ended": statistics.ended}

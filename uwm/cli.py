@@ -194,7 +194,8 @@ RUNS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "eval": ("build.evaluate", "run a checkpoint in closed loop and report success, calls and latency", (
         "uwm eval", "uwm eval policy=chunked rollouts=10")),
     "control": ("control.control", "drive a robot with a checkpoint, on the wall clock", (
-        "uwm control duration_s=60 record=runs/acted.zarr", "uwm control robot=replay options='{data: runs/lift.zarr}' monitor=run.rrd",
+        "uwm control duration_s=60 record=runs/acted.zarr",
+        "uwm control robot=replay options='{data: runs/lift.zarr}' episodes=1 monitor=run.rrd",
         "uwm control server=ws://127.0.0.1:8000 bag=run.mcap")),
     "serve": ("serve.serve", "serve a checkpoint to clients over the network", ("uwm serve", "uwm serve server.port=9000 policy.rows=8")),
     "demo": ("build.demo", "collect, train, run and report in one go; finished stages are reused", ("uwm demo", "uwm demo out=runs/mine")),
