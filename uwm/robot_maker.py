@@ -114,8 +114,8 @@ def _register(package: str) -> set[str]:
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
         try:
             importlib.import_module(module.name)
-        except ImportError as error:  # the motors' or cameras' own packages, which only who has them installs
-            missing.add(error.name or module.name)
+        except Exception as error:  # noqa: BLE001 - the motors' and cameras' own packages, which only who has them installs
+            missing.add(getattr(error, "name", None) or module.name)
     return missing
 
 
