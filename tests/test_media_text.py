@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
+import tiny
 from uwm.core.streams import Stream
 from uwm.media import text
-from uwm.nn.backbone import BackboneConfig
-from uwm.nn.stream_model import StreamModel, StreamModelConfig
+from uwm.nn.stream_model import StreamModel
 
 LENGTH, SIZE = 6, 4
 WORDS = torch.tensor([[0, 1, 2, 3, 0, 1], [3, 2, 1, 0, 3, 2]])
@@ -17,13 +17,8 @@ FREE = torch.tensor([False, True, True, False, True, True])
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
     streams = (Stream("text", "word", tuple(range(LENGTH)), SIZE), Stream("action", "action", (0, 1), 2))
-    built = StreamModel(StreamModelConfig(streams, backbone=BackboneConfig(32, 2, 2, registers=0, waist=16)))
-    with torch.no_grad():
-        for parameter in built.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape))
-    return built.eval()
+    return tiny.stream_model(*streams, spread=0.2)
 
 
 def test_given_words_stay_free_ones_are_words_and_a_condition_counts(model):

@@ -3,12 +3,11 @@
 import pytest
 import torch
 
+import tiny
 from uwm.core import roles
 from uwm.core.plans import Plan, hold
 from uwm.core.streams import Stream
 from uwm.media import video
-from uwm.nn.backbone import BackboneConfig
-from uwm.nn.stream_model import StreamModel, StreamModelConfig
 from uwm.sample.denoise import denoiser
 from uwm.sample.modes import Assignment
 
@@ -19,12 +18,7 @@ ACTION = Stream("action", "action", tuple(range(0, 2 * FRAMES, 2)), 2)
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    built = StreamModel(StreamModelConfig((FRONT, WRIST, ACTION), backbone=BackboneConfig(32, 2, 2, registers=1, waist=16)))
-    with torch.no_grad():
-        for parameter in built.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    return built.eval()
+    return tiny.stream_model(FRONT, WRIST, ACTION, registers=1)
 
 
 def frame(seed, batch=2):

@@ -5,22 +5,15 @@ import json
 import pytest
 import torch
 
+import tiny
 from uwm.core import roles
 from uwm.core.streams import Stream
 from uwm.learn.adapt import adapt_levels
 from uwm.nn.adapters import Adapter, load
-from uwm.nn.backbone import BackboneConfig
-from uwm.nn.stream_model import StreamModel, StreamModelConfig
 
 
 def fresh(width=32):
-    torch.manual_seed(0)
-    streams = (Stream("front", "video", (0, 1, 2), 3, (1, 2)),)
-    built = StreamModel(StreamModelConfig(streams, backbone=BackboneConfig(width, 2, 2, registers=1, waist=16)))
-    with torch.no_grad():
-        for parameter in built.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    return built.eval()
+    return tiny.stream_model(Stream("front", "video", (0, 1, 2), 3, (1, 2)), registers=1, width=width)
 
 
 def asked(model, level=0.5):

@@ -3,13 +3,12 @@
 import pytest
 import torch
 
+import tiny
 from oracle import unchecked_shapes
 from uwm.core import roles
 from uwm.core.patterns import Pattern
 from uwm.core.streams import Layout, Stream
 from uwm.learn.stream_objective import StreamBatch, StreamObjective, one_hot, stream_loss
-from uwm.nn.backbone import BackboneConfig
-from uwm.nn.stream_model import StreamModel, StreamModelConfig
 from uwm.sample.denoise import denoiser
 
 FRONT = Stream("front", "video", (0, 1, 2), 6, (2, 2), causal=True)
@@ -19,11 +18,7 @@ TEXT = Stream("text", "word", tuple(range(5)), 7)
 
 def model(*streams, registers=0):
     torch.manual_seed(0)
-    built = StreamModel(StreamModelConfig(streams, backbone=BackboneConfig(32, 2, 2, registers=registers, waist=16))).double()
-    with torch.no_grad():
-        for parameter in built.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    return built.eval()
+    return tiny.stream_model(*streams, registers=registers).double()
 
 
 def tokens(net, batch=2):

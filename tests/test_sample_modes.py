@@ -5,10 +5,9 @@ import itertools
 import pytest
 import torch
 
+import tiny
 from uwm.core import plans, roles
 from uwm.core.streams import Layout, Stream
-from uwm.nn.backbone import BackboneConfig
-from uwm.nn.stream_model import StreamModel, StreamModelConfig
 from uwm.noise.gaussian import path
 from uwm.sample.denoise import Denoiser
 from uwm.sample.modes import Assignment, Guided, generate
@@ -19,12 +18,7 @@ FRONT, ACTION, STATE = Stream("front", "video", (0, 1), 4, (1, 2)), Stream("acti
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    built = StreamModel(StreamModelConfig((FRONT, ACTION, STATE), backbone=BackboneConfig(32, 2, 2, registers=1, waist=16)))
-    with torch.no_grad():
-        for parameter in built.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    return built.eval()
+    return tiny.stream_model(FRONT, ACTION, STATE, registers=1)
 
 
 def test_every_assignment_of_roles_gives_its_targets(model):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import tiny
 from uwm.core import roles
 from uwm.core.plans import spread, staircase
 from uwm.core.streams import Stream
@@ -22,12 +23,7 @@ ACTION = Stream("action", "action", tuple(range(FRAMES)), 2, causal=True)
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    built = StreamModel(StreamModelConfig((FRONT, ACTION), backbone=BackboneConfig(32, 2, 2, registers=0, waist=16)))
-    with torch.no_grad():
-        for parameter in built.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    return built.eval()
+    return tiny.stream_model(FRONT, ACTION)
 
 
 def seeded(*shape, seed=0):

@@ -5,12 +5,11 @@ import itertools
 import pytest
 import torch
 
+import tiny
 from oracle import unchecked_shapes
 from uwm.core import roles
 from uwm.core.patterns import Pattern
 from uwm.core.streams import Layout, Stream
-from uwm.nn.backbone import BackboneConfig
-from uwm.nn.stream_model import StreamModel, StreamModelConfig
 from uwm.noise import absorbing
 from uwm.noise.gaussian import path
 from uwm.sample import steps
@@ -108,12 +107,7 @@ TEXT, FRONT = Stream("text", "word", tuple(range(6)), 5), Stream("front", "video
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    built = StreamModel(StreamModelConfig((FRONT, TEXT), backbone=BackboneConfig(32, 2, 2, registers=0, waist=16)))
-    with torch.no_grad():
-        for parameter in built.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    return built.eval()
+    return tiny.stream_model(FRONT, TEXT)
 
 
 def mixed(model, rows, cached, hold_front):

@@ -8,6 +8,7 @@ from uwm.learn.objective import Batch
 from uwm.nn.autoencoder import AutoencoderConfig
 from uwm.nn.backbone import BackboneConfig
 from uwm.nn.model import ModelConfig, Observation, UnifiedModel
+from uwm.nn.stream_model import StreamModel, StreamModelConfig, initialised
 
 CAMERAS = ("agentview", "wrist")
 PATTERNS = (
@@ -29,6 +30,16 @@ def model(seed: int = 0, action_size: int = 2, proprio_size: int = 2, image_size
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))
+    return built.eval()
+
+
+def stream_model(*streams, registers: int = 0, width: int = 32, spread: float = 0.1) -> StreamModel:
+    """A model over any streams; random weights everywhere, as above."""
+    built = initialised(StreamModelConfig(streams, backbone=BackboneConfig(width, 2, 2, registers=registers, waist=16)), 0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.add_(spread * torch.randn(parameter.shape, generator=generator))
     return built.eval()
 
 

@@ -16,6 +16,8 @@ FOLDER = Path("runs/bench/clips")
 FRAMES, SIDE, PATCH, SIZE = 8, 32, 8, 16
 GRID = SIDE // PATCH
 ACTION_SCALE = 0.1  # metres a frame: actions are of this size
+# Video of the camera above, and per frame the action that led to it (zero for the first).
+STREAMS = (Stream("top", "video", tuple(range(FRAMES)), SIZE, (GRID, GRID)), Stream("action", "action", tuple(range(FRAMES)), 2))
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,6 @@ class Tokens:
     clips: drawn.Clips
 
 
-def streams(causal: bool = False) -> tuple[Stream, ...]:
-    """Video of the camera above, and per frame the action that led to it (zero for the first)."""
-    frames = tuple(range(FRAMES))
-    return (Stream("top", "video", frames, SIZE, (GRID, GRID), causal=causal), Stream("action", "action", frames, 2, causal=causal))
-
-
 @cache
 def tokens(count: int, held: int, seed: int = 0) -> Tokens:
     """`count` clips to learn from and `held` others."""
@@ -44,7 +40,7 @@ def tokens(count: int, held: int, seed: int = 0) -> Tokens:
 
 def packed(part: dict[str, Tensor]) -> Tensor:
     """All streams in one row."""
-    return Layout(streams()).pack(part)
+    return Layout(STREAMS).pack(part)
 
 
 def _encoded(clips: drawn.Clips, pca: PatchPCA) -> dict[str, Tensor]:

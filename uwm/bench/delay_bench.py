@@ -11,7 +11,6 @@ quick run drives the toy world with random weights: it tells of time (gaps, reac
 """
 
 import hashlib
-import json
 import math
 import multiprocessing
 import subprocess
@@ -26,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 import uwm_envs
-from uwm.bench import base
+from uwm.bench import base, experiment
 from uwm.bench.gates import ROLLOUTS, Gate
 from uwm.bench.runner import Result
 from uwm.bench.seams import seams, smoothness
@@ -148,15 +147,8 @@ def study(case: Case, chosen: list[Cell], seeds: list[int], workers: int) -> dic
 def kept(case: Case, cell: Cell, seeds: list[int]) -> dict:
     """`measure`, or what it found before for the same weights and settings: a bench of an hour may be stopped."""
     weights = hashlib.sha256((Path(case.checkpoint) / "average.safetensors").read_bytes()).hexdigest()
-    key = hashlib.sha256(json.dumps([weights, asdict(case), asdict(cell), asdict(ChunkingConfig()), seeds]).encode()).hexdigest()[:16]
-    file = KEPT / f"{case.world}-{key}.json"
-    if not file.is_file():
-        found = measure(case, cell, seeds)
-        KEPT.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(found))
-        part.replace(file)
-    return json.loads(file.read_text())
+    told = experiment.key([weights, asdict(case), asdict(cell), asdict(ChunkingConfig()), seeds])
+    return experiment.kept(KEPT / f"{case.world}-{told}.json", lambda: measure(case, cell, seeds))
 
 
 def measure(case: Case, cell: Cell, seeds: list[int]) -> dict:

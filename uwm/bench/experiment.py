@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,23 +34,26 @@ def run_arms(
     found: Found = {arm: [] for arm in arms}
     todo = [(arm, seed) for seed in seeds for arm in arms]
     for arm, seed in tqdm(todo, name, unit="run"):
-        file = None if folder is None else folder / name / f"{_key(arm, settings)}-{seed}.json"
-        if file is not None and file.is_file():
-            found[arm].append(json.loads(file.read_text()))
-            continue
-        figures = arms[arm](seed)
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(".part")
-            part.write_text(json.dumps(figures))
-            part.replace(file)
-        found[arm].append(figures)
+        plain = "".join(letter if letter.isalnum() else "_" for letter in arm)
+        file = None if folder is None else folder / name / f"{plain}-{key([arm, settings])}-{seed}.json"
+        found[arm].append(arms[arm](seed) if file is None else kept(file, partial(arms[arm], seed)))
     return found
 
 
-def _key(arm: str, settings: object) -> str:
-    told = hashlib.sha256(json.dumps([arm, settings], sort_keys=True, default=str).encode()).hexdigest()[:12]
-    return f"{''.join(letter if letter.isalnum() else '_' for letter in arm)}-{told}"
+def key(settings: object) -> str:
+    """Twelve letters that stand for these settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def kept(file: Path, measure: Callable[[], dict]) -> dict:
+    """What `measure` gives, plain figures; read back from `file` the next time, which is whole or not there."""
+    if not file.is_file():
+        figures = measure()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(figures))
+        part.replace(file)
+    return json.loads(file.read_text())
 
 
 def values(found: Found, arm: str, figure: str) -> np.ndarray:

@@ -26,7 +26,7 @@ from uwm.learn.stream_objective import StreamObjective
 from uwm.media import video
 from uwm.media.metrics import frechet
 from uwm.nn.backbone import BackboneConfig
-from uwm.nn.stream_model import StreamModel, StreamModelConfig
+from uwm.nn.stream_model import StreamModel, StreamModelConfig, initialised
 from uwm.sample.denoise import denoiser
 from uwm.sample.loop import sample, start
 from uwm.sample.modes import Assignment, generate
@@ -68,9 +68,7 @@ def judged(found: experiment.Found, enough: bool) -> list[Gate]:
 
 def model_of(seed: int) -> StreamModel:
     """0.25 M parameters."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return StreamModel(StreamModelConfig(clip_data.streams(), noise_shift=2.0, backbone=BackboneConfig(64, 4, 4, waist=32)))
+    return initialised(StreamModelConfig(clip_data.STREAMS, noise_shift=2.0, backbone=BackboneConfig(64, 4, 4, waist=32)), seed)
 
 
 def trained(budget: dict, rule: str, seed: int) -> StreamModel:

@@ -26,10 +26,10 @@ from uwm.bench.runner import Result
 from uwm.core import roles
 from uwm.core.streams import Stream
 from uwm.learn.fit import fit
-from uwm.learn.stream_objective import StreamBatch
+from uwm.learn.stream_objective import StreamBatch, one_hot
 from uwm.media import text
 from uwm.nn.backbone import BackboneConfig
-from uwm.nn.stream_model import StreamModel, StreamModelConfig
+from uwm.nn.stream_model import StreamModel, StreamModelConfig, initialised
 from uwm.noise import absorbing
 from uwm_envs.clips import grammar
 
@@ -46,7 +46,6 @@ def run(quick: bool, out: Path | None) -> Result:
     budget = QUICK if quick else FULL
     arms = {"time-free": lambda seed: measured(budget, seed, False), "told the level": lambda seed: measured(budget, seed, True)}
     seeds = SEEDS[:1] if quick else SEEDS
-    torch.set_num_threads(1 if quick else torch.get_num_threads())
     found = experiment.run_arms("radd", arms, seeds, budget, None if quick else experiment.FOLDER)
     return Result(CLAIM, judged(found, not quick), seeds, experiment.summary(found))
 
@@ -90,9 +89,7 @@ def texts(count: int, seed: int) -> tuple[Tensor, list]:
 def model_of(seed: int, told: bool) -> StreamModel:
     """0.35 M parameters over the words; `told`: and a token that says how likely masks are."""
     streams = [Stream("text", "word", tuple(range(LENGTH)), SIZE), *([Stream("level", "state", (0,), 1)] if told else [])]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return StreamModel(StreamModelConfig(tuple(streams), backbone=BackboneConfig(96, 3, 4, registers=0, waist=32)))
+    return initialised(StreamModelConfig(tuple(streams), backbone=BackboneConfig(96, 3, 4, registers=0, waist=32)), seed)
 
 
 def loss(model: StreamModel, batch: StreamBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -115,7 +112,7 @@ def measured(budget: dict, seed: int, told: bool) -> dict:
     """One model, trained and measured on held-out texts."""
     words, _ = texts(budget["texts"], seed=seed)
     model = model_of(seed, told)
-    clean = {"text": text.tokens(words, SIZE), **({"level": torch.zeros(len(words), 1, 1)} if told else {})}
+    clean = {"text": one_hot(words, model.layout, "text"), **({"level": torch.zeros(len(words), 1, 1)} if told else {})}
     fit(model, model.layout.pack(clean), loss, budget["steps"], budget["batch"], seed)
     held, meant = texts(budget["held_out"], seed=10_000 + seed)
     entropy = float(np.mean([-math.log(grammar.chance(goals, plan)) for goals, plan in meant]))
@@ -140,7 +137,7 @@ def _losses(model: StreamModel, held: Tensor, draws: int, seed: int) -> dict:
 
 def _bound_when_told(model: StreamModel, held: Tensor, draws: int, seed: int) -> float:
     generator = torch.Generator().manual_seed(seed)
-    batch = StreamBatch(model.layout.pack({"text": text.tokens(held, SIZE), "level": torch.zeros(len(held), 1, 1)}))
+    batch = StreamBatch(model.layout.pack({"text": one_hot(held, model.layout, "text"), "level": torch.zeros(len(held), 1, 1)}))
     with torch.inference_mode():
         return float(np.mean([float(loss(model, batch, generator)[0]) for _ in range(draws)])) * grammar.PLAN
 

@@ -10,6 +10,8 @@ Levels stand in a table of `entries` steps, as in the paper; entry k is level (k
 binomial, taken by log-gamma: the recurrence's table overflows for long clips.
 """
 
+from functools import cache
+
 import torch
 from torch import Generator, Tensor
 
@@ -18,6 +20,7 @@ from uwm.core.shapes import Float, Int
 ENTRIES = 1000
 
 
+@cache
 def ways_after(frame: int, frames: int, entries: int) -> Float[Tensor, " T"]:
     """log of the number of non-decreasing completions of the frames after `frame`, by its entry (T,): C(T-1-k + n, n), n frames left."""
     left = frames - 1 - frame
@@ -25,6 +28,7 @@ def ways_after(frame: int, frames: int, entries: int) -> Float[Tensor, " T"]:
     return _log_binomial(entries - 1 - entry + left, left)
 
 
+@cache
 def ways_before(frame: int, entries: int) -> Float[Tensor, " T"]:
     """log of the number of non-decreasing beginnings of the frames before `frame`, by its entry (T,): C(k + i, i)."""
     return _log_binomial(torch.arange(entries, dtype=torch.float64) + frame, frame)
@@ -41,11 +45,12 @@ def draw(batch: int, frames: int, generator: Generator, entries: int = ENTRIES) 
     first = torch.randint(0, frames, (batch,), generator=generator)
     begin = torch.randint(0, entries, (batch,), generator=generator)
     found[torch.arange(batch), first] = begin
+    lowest, highest = torch.zeros_like(first), torch.full_like(first, entries - 1)
     for frame in range(1, frames):
-        later = _between(ways_after(frame, frames, entries), found[:, frame - 1], None, generator)
+        later = _between(ways_after(frame, frames, entries), found[:, frame - 1], highest, generator)
         found[:, frame] = torch.where(frame > first, later, found[:, frame])
     for frame in range(frames - 2, -1, -1):
-        earlier = _between(ways_before(frame, entries), None, found[:, frame + 1], generator)
+        earlier = _between(ways_before(frame, entries), lowest, found[:, frame + 1], generator)
         found[:, frame] = torch.where(frame < first, earlier, found[:, frame])
     return found
 
@@ -60,13 +65,10 @@ def _log_binomial(n: Tensor, k: int) -> Tensor:
     return torch.lgamma(n + 1) - torch.lgamma(torch.tensor(k + 1.0, dtype=n.dtype)) - torch.lgamma(n - k + 1)
 
 
-def _between(log_ways: Tensor, low: Tensor | None, high: Tensor | None, generator: Generator) -> Int[Tensor, " B"]:
-    """An entry per sample with these chances, not below `low` or not above `high` (B,)."""
+def _between(log_ways: Tensor, low: Int[Tensor, " B"], high: Int[Tensor, " B"], generator: Generator) -> Int[Tensor, " B"]:
+    """An entry per sample with these chances, from `low` to `high`."""
     ends = (log_ways - log_ways.max()).exp().cumsum(dim=0)
-    bound = low if low is not None else high
-    bottom = torch.zeros(len(bound), dtype=ends.dtype) if low is None else torch.where(low > 0, ends[(low - 1).clamp(min=0)], 0.0)
-    top = ends[-1].expand(len(bound)) if high is None else ends[high]
-    u = torch.rand(len(bound), generator=generator, dtype=ends.dtype)
-    entry = torch.searchsorted(ends, bottom + u * (top - bottom), right=True)
-    lowest, highest = torch.zeros_like(bound) if low is None else low, torch.full_like(bound, len(ends) - 1) if high is None else high
-    return entry.maximum(lowest).minimum(highest)
+    bottom = torch.where(low > 0, ends[(low - 1).clamp(min=0)], 0.0)
+    u = torch.rand(len(low), generator=generator, dtype=ends.dtype)
+    entry = torch.searchsorted(ends, bottom + u * (ends[high] - bottom), right=True)
+    return entry.maximum(low).minimum(high)

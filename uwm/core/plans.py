@@ -175,7 +175,7 @@ def picture(plan: Plan, layout: Layout) -> str:
 def _columns(layout: Layout, name: str) -> list[int]:
     """The first token of every frame of a stream."""
     span, stream = layout.span(name), layout[name]
-    return list(range(span.start, span.stop, stream.grid[0] * stream.grid[1]))
+    return list(range(span.start, span.stop, stream.frame_tokens))
 
 
 def _shade(level: Tensor, role: Tensor) -> str:

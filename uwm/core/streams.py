@@ -50,9 +50,14 @@ class Stream:
             raise ValueError(f"stream {self.name!r} is causal: its frames count from 0, got {self.frames}")
 
     @property
+    def frame_tokens(self) -> int:
+        """Tokens of one frame."""
+        return self.grid[0] * self.grid[1]
+
+    @property
     def tokens(self) -> int:
         """Tokens that this stream puts into a row."""
-        return len(self.frames) * self.grid[0] * self.grid[1]
+        return len(self.frames) * self.frame_tokens
 
 
 @dataclass(frozen=True)

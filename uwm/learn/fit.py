@@ -1,7 +1,6 @@
 """A stream model trained on clean tokens that fit into memory: what experiments and examples need, with the usual loop."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -35,15 +34,11 @@ def fit(
         raise ValueError(f"there must be examples, steps and a batch, got {len(clean)}, {steps} and {batch}")
     config = TrainConfig(steps, batch, seed, "float32", save_every=steps, optim=optim)
     state = TrainState.fresh(model, config)
-    loss = partial(stream_loss_of, objective) if isinstance(objective, StreamObjective) else objective
+    told = lambda net, part, generator: stream_loss(net, part, objective, generator)  # noqa: E731
+    loss = told if isinstance(objective, StreamObjective) else objective
     loop.train(model, state, batches(clean, batch, seed), config, on_step, lambda state: None, loss)
     model.load_state_dict(state.average.weights)
     return model.eval()
-
-
-def stream_loss_of(objective: StreamObjective, model: StreamModel, batch: StreamBatch, generator: torch.Generator) -> tuple:
-    """`stream_loss` with its objective first."""
-    return stream_loss(model, batch, objective, generator)
 
 
 def batches(clean: Tensor, batch: int, seed: int) -> Iterator[StreamBatch]:

@@ -15,7 +15,7 @@ from uwm.core.patterns import Draw, Pattern, draw_mixture
 from uwm.core.shapes import Bool, Float
 from uwm.core.streams import Layout
 from uwm.nn.stream_model import StreamModel
-from uwm.noise import gaussian
+from uwm.noise import absorbing, gaussian
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ def stream_errors(model: StreamModel, clean: Float[Tensor, "B N S"], drawn: Draw
     wanted = gaussian.target(path, config.prediction, clean, noise, drawn.level)
     masked = torch.rand(clean.shape[:2], generator=generator) < drawn.level
     words = layout.mask(*layout.of_kind("word"))
-    x = torch.where(words[:, None], torch.where(masked[..., None], 0.0, clean), x)
+    x = torch.where(words[:, None], absorbing.corrupt(clean, masked), x)
     predicted = model(x, drawn.level, drawn.role, layout)
     parts = []
     for stream in layout.streams:
         span = layout.span(stream.name)
         out, want = predicted[:, span, : stream.size].float(), wanted[:, span, : stream.size]
         if stream.kind == "word":
-            nats = -(out.log_softmax(dim=-1) * clean[:, span, : stream.size]).sum(dim=-1)
+            nats = absorbing.nats(out, clean[:, span, : stream.size].argmax(dim=-1))
             parts.append(torch.where(masked[:, span], nats / drawn.level[:, span].clamp(min=1e-6), 0.0))
         else:
             parts.append((out - want).square().mean(dim=-1))

@@ -35,12 +35,12 @@ def frechet(found: Float[Tensor, "M D"], true: Float[Tensor, "N D"]) -> float:
     if min(len(found), len(true)) <= 2 or found.shape[1] != true.shape[1]:
         raise ValueError(f"there must be more than two samples of one size on both sides, got {tuple(found.shape)}, {tuple(true.shape)}")
     found, true = found.double(), true.double()
-    first, second = torch.cov(found.T), torch.cov(true.T)
+    first, second = (torch.atleast_2d(torch.cov(samples.T)) for samples in (found, true))
     # The trace of the root of C1 C2 is that of R C2 R, symmetric, with R the root of C1.
-    root = _root(first.reshape(found.shape[1], -1))
-    cross = _root(root @ second.reshape(root.shape) @ root)
+    root = _root(first)
+    cross = _root(root @ second @ root)
     apart = (found.mean(dim=0) - true.mean(dim=0)).square().sum()
-    return float(apart + first.reshape(root.shape).trace() + second.reshape(root.shape).trace() - 2 * cross.trace())
+    return float(apart + first.trace() + second.trace() - 2 * cross.trace())
 
 
 def _root(matrix: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from uwm.core import roles
 from uwm.core.shapes import Bool, Float, Int
 from uwm.core.streams import Layout
+from uwm.learn.stream_objective import one_hot
 from uwm.nn.stream_model import StreamModel
 from uwm.noise import absorbing
 from uwm.sample.denoise import denoiser
@@ -23,12 +24,6 @@ from uwm.sample.loop import sample
 from uwm.sample.randomness import Randomness
 from uwm.sample.steps import StepRule, by_stream, ddim
 from uwm.sample.unmask import Cached, unmask
-
-
-def tokens(words: Int[Tensor, "B L"], size: int) -> Float[Tensor, "B L V"]:
-    """One-hot tokens of words; ValueError for a number that is no word."""
-    absorbing.check(words, size)
-    return torch.nn.functional.one_hot(words.long(), size).float()
 
 
 def fill_in(
@@ -110,4 +105,4 @@ def _logits(model: StreamModel, name: str, words: Tensor, hidden: Tensor, given:
 
 def _packed(layout: Layout, name: str, words: Tensor, given: dict[str, Tensor]) -> Tensor:
     values = {other: value.expand(len(words), -1, -1).float() for other, value in given.items()}
-    return layout.pack({name: tokens(words, layout[name].size), **values})
+    return layout.pack({name: one_hot(words, layout, name), **values})

@@ -23,12 +23,6 @@ from uwm.sample.modes import Assignment, generate
 Tokens = Mapping[str, Tensor]
 
 
-def frame_tokens(model: StreamModel, name: str) -> int:
-    """Tokens per frame of a stream."""
-    rows, columns = model.layout[name].grid
-    return rows * columns
-
-
 def with_frames(
     model: StreamModel,
     known: Mapping[int, Tokens],
@@ -84,7 +78,7 @@ def go_on(
     """
     part = {len(model.layout[name].frames) for name in begin}
     whole = dict(begin)
-    have = {name: value.shape[1] // frame_tokens(model, name) for name, value in begin.items()}
+    have = {name: value.shape[1] // model.layout[name].frame_tokens for name, value in begin.items()}
     if len(part) != 1 or len(set(have.values())) != 1:
         raise ValueError(f"the video streams must have as many frames, got parts of {sorted(part)} and {have}")
     length, count = part.pop(), next(iter(have.values()))
@@ -97,10 +91,10 @@ def go_on(
         known = {place: {name: _cut(model, name, value, first + place, 1) for name, value in whole.items()} for place in range(overlap)}
         own = {name: _cut(model, name, value, first, length) for name, value in (given or {}).items()}
         made = with_frames(model, known, [seed + index * PARTS for seed in seeds], own, **options)
-        fresh = {name: value[:, overlap * frame_tokens(model, name) :] for name, value in made.items()}
+        fresh = {name: value[:, overlap * model.layout[name].frame_tokens :] for name, value in made.items()}
         whole = {name: torch.cat([whole[name].expand(len(seeds), -1, -1), fresh[name]], dim=1) for name in whole}
         done, index = done + length - overlap, index + 1
-    return {name: value[:, : (count + frames) * frame_tokens(model, name)] for name, value in whole.items()}
+    return {name: value[:, : (count + frames) * model.layout[name].frame_tokens] for name, value in whole.items()}
 
 
 PARTS = 2**20  # added to the seeds of every further part
@@ -115,7 +109,7 @@ def _videos(known: Mapping[int, Tokens]) -> list[str]:
 
 def _placed(model: StreamModel, name: str, known: Mapping[int, Tokens]) -> Tensor:
     """Tokens of a whole stream with the known frames in their places."""
-    stream, size = model.layout[name], frame_tokens(model, name)
+    stream, size = model.layout[name], model.layout[name].frame_tokens
     batch = max(each[name].shape[0] for each in known.values())
     whole = torch.zeros(batch, stream.tokens, stream.size)
     for place, each in known.items():
@@ -127,7 +121,7 @@ def _placed(model: StreamModel, name: str, known: Mapping[int, Tokens]) -> Tenso
 
 
 def _cut(model: StreamModel, name: str, value: Tensor, first: int, count: int) -> Tensor:
-    size = frame_tokens(model, name)
+    size = model.layout[name].frame_tokens
     if value.shape[1] < (first + count) * size:
         raise ValueError(f"{name!r} must reach over {first + count} frames, got {value.shape[1] // size}")
     return value[:, first * size : (first + count) * size]

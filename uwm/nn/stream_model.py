@@ -10,7 +10,7 @@ A word stream is discrete: a clean token is one-hot over the vocabulary, a maske
 is its own mask bit, so the network never learns how far a run has come (RADD, Ou et al. 2025, sec. 3.1).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -72,7 +72,7 @@ class StreamModel(nn.Module):
         """
         layout = layout or self.layout
         hidden, _ = self._run(x, level, role, layout, prefix)
-        return layout.pack({name: write.to(x.dtype) for name, write in self._written(hidden, layout)})
+        return layout.pack({name: self.write[name](hidden[:, layout.span(name)]).to(x.dtype) for name in layout.names})
 
     def keep(
         self,
@@ -105,12 +105,16 @@ class StreamModel(nn.Module):
     def _read(self, name: str, values: Tensor) -> Tensor:
         return self.read[name](values) + self.tag[self.layout.names.index(name)]
 
-    def _written(self, hidden: Tensor, layout: Layout) -> Iterable[tuple[str, Tensor]]:
-        return ((name, self.write[name](hidden[:, layout.span(name)])) for name in layout.names)
-
     def fresh(self, frames: Mapping[str, tuple[int, ...]]) -> Layout:
         """This model's layout with other frames in some streams: longer, shorter or elsewhere."""
         return Layout(tuple(replace(s, frames=tuple(frames.get(s.name, s.frames))) for s in self.layout.streams))
+
+
+def initialised(config: StreamModelConfig, seed: int) -> StreamModel:
+    """A model whose first weights follow from `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return StreamModel(config)
 
 
 def bits(x: Float[Tensor, "B N S"], level: Float[Tensor, "B N"], layout: Layout) -> Float[Tensor, "B N"]:

@@ -106,18 +106,13 @@ class _Run:
         self.randomness, self.prefix, self.calls = Randomness.seeded(seeds), None, 0
         self.batch = len(self.randomness.key)
 
-    def tokens(self, name: str) -> int:
-        """Tokens of a frame of a stream."""
-        rows, columns = self.layout[name].grid
-        return rows * columns
-
     def frames_of(self, values: Mapping[str, Tensor], what: str) -> int:
         """How many frames these streams hold, all the same; ValueError for other shapes and values that are not finite."""
         counts = set()
         for name, value in values.items():
-            count, rest = divmod(value.shape[1], self.tokens(name)) if value.ndim == 3 else (0, 1)
+            count, rest = divmod(value.shape[1], self.layout[name].frame_tokens) if value.ndim == 3 else (0, 1)
             if rest or value.shape[2] != self.layout[name].size or value.shape[0] not in (1, self.batch):
-                wanted = f"({self.batch}, frames x {self.tokens(name)}, {self.layout[name].size})"
+                wanted = f"({self.batch}, frames x {self.layout[name].frame_tokens}, {self.layout[name].size})"
                 raise ValueError(f"{what} of {name!r} must be {wanted}, got {tuple(value.shape)}")
             if not bool(torch.isfinite(value).all()):
                 raise ValueError(f"{what} of {name!r} has numbers that are not finite")
@@ -128,14 +123,14 @@ class _Run:
 
     def part(self, values: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
         """The tokens of one frame."""
-        place = {name: slice(number * self.tokens(name), (number + 1) * self.tokens(name)) for name in values}
+        place = {name: slice(number * self.layout[name].frame_tokens, (number + 1) * self.layout[name].frame_tokens) for name in values}
         return {name: value[:, place[name]].expand(self.batch, -1, -1) for name, value in values.items()}
 
     def noise(self) -> dict[str, Tensor]:
         """Fresh noise for a frame: drawn in the order of frames, whatever the gap."""
         found = {}
         for name in self.videos:
-            found[name], self.randomness = self.randomness.normal(self.tokens(name), self.layout[name].size)
+            found[name], self.randomness = self.randomness.normal(self.layout[name].frame_tokens, self.layout[name].size)
         return found
 
     def _row(self, frames: dict[int, dict[str, Tensor]]) -> tuple:
@@ -156,7 +151,7 @@ class _Run:
         """Lets go of kept frames but the last `frames`."""
         if self.prefix is None:
             return
-        count = max(frames, 0) * sum(self.tokens(name) for name in self.layout.names)
+        count = max(frames, 0) * sum(self.layout[name].frame_tokens for name in self.layout.names)
         last = slice(max(self.prefix.seen.shape[1] - count, 0), None)
         cut = [tuple(each[:, :, last] for each in kept) for kept in (self.prefix.keys, self.prefix.values)]
         self.prefix = Prefix(*cut, self.prefix.seen[:, last])
