@@ -70,6 +70,8 @@ class Arm:
     def _live(self):
         while not self._ended.wait(0.02):
             for command in self.reader.take(20) if self.reader is not None else ():
+                if not command.sample_info.valid_data:
+                    continue  # a writer that left tells so in a sample without content
                 self.commands.append(list(command.data))
                 self.position = np.array(command.data)
             if not self.paused:

@@ -160,7 +160,7 @@ class _Run:
     def move(self, flight: dict, moving: list[int], level_from: Tensor, level_to: Tensor, step: StepRule) -> dict:
         """One call for all frames that move; the same frames, one row further."""
         layout, x = self._row({number: flight[number] for number in moving})
-        frame = torch.bucketize(layout.frame, torch.tensor(moving))
+        frame = torch.bucketize(layout.frame.contiguous(), torch.tensor(moving))
         video = layout.mask(*self.videos)
         level = torch.stack([torch.where(video, row[frame], 0.0) for row in (level_from, level_to)])
         role = torch.where(video, roles.ACTIVE, roles.GIVEN).to(torch.int8).expand(self.batch, -1)
