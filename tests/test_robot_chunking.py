@@ -125,7 +125,11 @@ def test_planners_of_each_kind_answer_with_plans_of_their_length_and_calls():
     near = [float(np.square(answer[kind].actions[:2] - 0.3).sum()) for kind in ("guided", "naive")]
     assert near[0] < near[1]
     streaming = Policy(net, replace(CHUNKED, kind="streaming", chunks=2))
-    assert Planner(streaming, ChunkingConfig())(asked("committed", old, count=2)).actions.shape == (4, 2)
+    lengths = {
+        (fresh, count): len(Planner(streaming, ChunkingConfig(fresh=fresh))(asked("committed", queue, count=count)).actions)
+        for fresh, count, queue in ((True, 1, old), (True, 3, old), (False, 3, old), (True, 4, none), (True, 9, old))
+    }
+    assert lengths == {(True, 1): 2, (True, 3): 3, (False, 3): 4, (True, 4): 4, (True, 9): 4}, "no more than needed, in chunks elsewhere"
 
 
 def test_the_restart_of_a_buffer_forgets_its_future_and_keeps_its_past():

@@ -48,7 +48,8 @@ class ChunkingConfig:
     exp(-decay i) of the i-th oldest plan. `clip`: largest guidance weight (RTC's beta). `samples`, `coherence`, `weak_rows`:
     BID's batch, its weight rho^i on the i-th overlapping action, and the rows of the weak policy that it contrasts with (0:
     backward coherence only). Of committed plans, `eased`: they lead on from the action before them (`eased`); `fresh`: behind
-    actions that are under way they begin from noise, since what the buffer holds half-made is of an observation too old for that.
+    actions that are under way they begin from noise, since what the buffer holds half-made is of an observation too old for that,
+    and have no more actions than are needed until the next plan (a chunk at least).
     """
 
     kind: str = "committed"
@@ -166,9 +167,12 @@ class Planner:
     def _plan(self, memory, observation, job: Job):
         policy, config = self.policy, self.config
         if policy.config.kind == "streaming":
-            memory = roll.restarted(memory) if job.restart or (config.fresh and len(job.queue)) else memory
-            committed = torch.from_numpy(job.queue)[None]
-            memory, actions = policy.plan(memory, observation, committed, job.count)
+            fresh, size = config.fresh and len(job.queue) > 0, policy.config
+            memory = roll.restarted(memory) if job.restart or fresh else memory
+            count = min(math.ceil(job.count / size.chunk), size.chunks)
+            memory, actions = policy.plan(memory, observation, torch.from_numpy(job.queue)[None], count)
+            if fresh:  # the buffer begins again anyway: what is not needed yet is planned anew from a newer observation
+                actions = actions[:, : max(job.count, size.chunk)]
         elif config.kind == "bidirectional":
             return self._best(memory, observation, job)
         else:

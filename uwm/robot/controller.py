@@ -102,6 +102,7 @@ class Controller:
         self._jobs, self._asked_at, self._submitted_s = 0, -math.inf, 0.0
         self._last: np.ndarray | None = None
         self._lost_s: float | None = None
+        self._ends_in_a_chunk = False  # the newest plan: then the buffer, which moves by whole chunks, is ahead of it
 
     @property
     def memory(self) -> dict[str, np.ndarray] | None:
@@ -230,6 +231,7 @@ class Controller:
             return result, 0
         answer: Answer = result.answer
         self._memory = answer.memory
+        self._ends_in_a_chunk = len(answer.actions) % self.policy.config.chunk > 0
         latency_s = result.finished_s - job.submitted_s
         self.delay.add(latency_s)
         self.statistics.latencies_s.append(latency_s)
@@ -253,9 +255,10 @@ class Controller:
         if observation is None or not self._due(index, len(queue)):
             return None
         executed = np.stack(self._executed) if self._executed else np.zeros((0, self.spec.action.size), np.float32)
-        restart = self._memory is not None and self.config.kind == "committed" and self.schedule.end != index + len(queue)
+        lost = self.schedule.end != index + len(queue) or self._ends_in_a_chunk
+        restart = self._memory is not None and self.config.kind == "committed" and lost
         delay = self._delay_ticks
-        count = self._chunks(len(queue)) if self.config.kind == "committed" else 1
+        count = self._needed(len(queue)) if self.config.kind == "committed" else 1
         action = self.spec.action
         queue = np.clip(queue, action.low, action.high).astype(np.float32)  # what will be executed, not what was wished
         self._job = Job(
@@ -280,11 +283,9 @@ class Controller:
             case _:
                 return queue == 0 or index - self._asked_at >= self.policy.config.chunk
 
-    def _chunks(self, queue: int) -> int:
-        """Chunks to finish so that `delay` actions are left when the plan arrives: the next one will take as long."""
-        config, delay = self.policy.config, self._delay_ticks
-        wanted = 2 * delay - queue if queue else delay  # behind an empty queue a plan begins when it arrives
-        return min(max(1, math.ceil(wanted / config.chunk)), config.chunks)
+    def _needed(self, queue: int) -> int:
+        """Actions to plan so that `delay` of them are left when the plan arrives: the next one will take as long."""
+        return max(2 * self._delay_ticks - queue if queue else self._delay_ticks, 1)  # behind an empty queue it begins when it arrives
 
     # ---- figures -----------------------------------------------------------------------------------------------
 

@@ -43,7 +43,7 @@ class Job:
 
     `observation` as `uwm.robot.history.observe` takes it; `queue` (k, A) actions that will be executed from `tick` on, of which
     the first `delay` are certain; `executed` (n, A) actions executed since `memory` was handed out; `memory` what the last
-    answer handed back (None: start with `seed`); `restart`: the buffer's place in time was lost; `count` chunks to finish.
+    answer handed back (None: start with `seed`); `restart`: the buffer's place in time was lost; `count` actions that are needed.
     """
 
     index: int
