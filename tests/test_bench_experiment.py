@@ -1,6 +1,10 @@
 """Experiments: arms see the same seeds, a stopped one goes on, and three seeds give an interval."""
 
+import os
+from functools import partial
+
 import pytest
+import torch
 
 from uwm.bench import experiment
 from uwm.bench.gates import FAILS, HOLDS, NOT_JUDGED, NOT_REPRODUCED, Gate, overall
@@ -19,6 +23,20 @@ def test_every_arm_is_run_for_every_seed_and_read_back_from_its_file(tmp_path):
     assert again == found and len(calls) == 6
     experiment.run_arms("x", arms, (0,), {"steps": 4}, tmp_path)
     assert len(calls) == 8, "other settings are measured anew"
+
+
+def measured_elsewhere(offset, seed):
+    return {"error": seed + offset, "process": os.getpid(), "threads": torch.get_num_threads()}
+
+
+def test_workers_find_the_same_in_processes_of_one_thread(tmp_path):
+    arms = {"ours": partial(measured_elsewhere, 0.5), "a baseline": partial(measured_elsewhere, 1.5)}
+    found = experiment.run_arms("x", arms, (0, 1, 2), {}, tmp_path, workers=2)
+    errors = {arm: [each["error"] for each in runs] for arm, runs in found.items()}
+    assert errors == {"ours": [0.5, 1.5, 2.5], "a baseline": [1.5, 2.5, 3.5]}
+    everyone = [each for runs in found.values() for each in runs]
+    assert {each["threads"] for each in everyone} == {1} and os.getpid() not in {each["process"] for each in everyone}
+    assert experiment.run_arms("x", arms, (0, 1, 2), {}, tmp_path) == found, "what the workers kept is read back"
 
 
 def test_a_run_that_fails_leaves_nothing_behind_and_the_rest_is_kept(tmp_path):

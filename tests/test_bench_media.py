@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from uwm.bench import clip_data, fvdm_bench, radd_bench
+from uwm.bench import clip_data, fvdm_bench, radd_bench, unidiffuser_bench
 from uwm.bench.gates import FAILS, HOLDS, NOT_REPRODUCED
 from uwm_envs.clips import grammar
 
@@ -40,6 +40,49 @@ def test_radd_judges_losses_caches_and_texts():
     assert radd_bench.judged(radd(**wrong[3]), True)[4].verdict == NOT_REPRODUCED
 
 
+def unidiffuser(**changes):
+    """What would satisfy every gate: the joint model as the dedicated ones, the one with a shared level far behind."""
+    right = {"label to image": 0.9, "image to label": 0.95, "agree": 0.9, "label to image, guided": 0.95}
+    wrong = {"label to image": 0.3, "image to label": 0.3}
+    error, caption = dict.fromkeys(("forward", "inverse", "policy", "video"), 0.3), {"caption": 0.8, "together": 0.4}
+    found = {f"digits, {arm}": right for arm in unidiffuser_bench.DIGIT_ARMS} | {"digits, shared level": wrong}
+    found |= {f"robot, {arm}": error | caption for arm in unidiffuser_bench.ROBOT_ARMS}
+    found["robot, shared level"] = dict.fromkeys(error, 0.9)
+    for arm in ("digits, joint", "robot, joint"):
+        found[arm] = {**found[arm], **changes}
+    return {arm: [figures] * 3 for arm, figures in found.items()}
+
+
+def test_unidiffuser_judges_the_joint_model_against_those_made_for_one_question():
+    judged = lambda found: [*unidiffuser_bench._judged_digits(found, True), *unidiffuser_bench._judged_robot(found, True)]  # noqa: E731
+    assert {gate.verdict for gate in judged(unidiffuser())} == {HOLDS}
+    cases = (
+        ({"label to image": 0.8}, {"label to image: lost to a model made for it": FAILS}),
+        ({"image to label": 0.4}, {"image to label: ahead of one shared level": NOT_REPRODUCED}),
+        ({"agree": 0.7}, {"digit and label drawn together agree": FAILS}),
+        ({"label to image, guided": 0.9}, {"label to image: gained by guidance of weight 1": NOT_REPRODUCED}),
+        ({"policy": 0.4}, {"policy: error / of a model made for it": FAILS}),
+        ({"inverse": 0.6}, {"inverse: error / of one shared level": NOT_REPRODUCED, "inverse: error / of a model made for it": FAILS}),
+        ({"caption": 0.7}, {"caption: lost to a model made for it": FAILS}),
+        ({"together": 0.9}, {"actions and frames drawn together: tip apart / shuffled": FAILS}),
+    )
+    for changes, verdicts in cases:
+        told = {gate.name: gate.verdict for gate in judged(unidiffuser(**changes))}
+        assert verdicts.items() <= told.items(), changes
+
+
+def test_a_caption_is_right_when_it_can_be_read_and_names_what_moved():
+    said = "push the red block to the left and the blue block to top"
+    assert all(unidiffuser_bench._names(said, wanted) for wanted in (["red", "left"], ["blue", "top"]))
+    assert not unidiffuser_bench._names(said, ["red", "top"]) and not unidiffuser_bench._names(f"{said} then", ["red", "left"])
+
+
+def test_digits_become_patches_row_by_row():
+    image = torch.arange(64.0).reshape(1, 8, 8)
+    patches = unidiffuser_bench._patches(image)
+    assert patches.shape == (1, 16, 4) and patches[0, 0].tolist() == [0, 1, 8, 9] and patches[0, 5].tolist() == [18, 19, 26, 27]
+
+
 def test_texts_are_an_instruction_and_a_plan_for_it_and_the_parser_judges_them():
     words, meant = radd_bench.texts(5, seed=0)
     assert words.shape == (5, 35) and all(radd_bench._is_valid(each) for each in words)
@@ -58,12 +101,12 @@ def test_the_loss_of_texts_counts_the_plan_alone():
     assert figures["text"] == pytest.approx(float(total.detach())) and float(total.detach()) == pytest.approx(3.3, abs=0.4)
 
 
-def test_clips_are_tokens_of_unit_spread_with_the_action_that_led_to_each_frame(tmp_path, monkeypatch):
+def test_clips_are_tokens_of_mean_square_one_with_the_action_that_led_to_each_frame(tmp_path, monkeypatch):
     monkeypatch.setattr(clip_data, "FOLDER", tmp_path)
     clip_data.tokens.cache_clear()
     data = clip_data.tokens(12, 4, seed=5)
-    assert data.train["top"].shape == (12, 8 * 16, 16) and data.held["action"].shape == (4, 8, 2)
+    assert data.train["top"].shape == (12, 8 * 4, 24) and data.held["action"].shape == (4, 8, 2)
     assert not data.held["action"][:, 0].any() and torch.allclose(data.held["action"][:, 1:] * 0.1, torch.from_numpy(data.clips.action))
     assert float(data.train["top"].std()) == pytest.approx(1.0, abs=0.05)
-    assert clip_data.packed(data.train).shape == (12, 8 * 16 + 8, 16)
+    assert clip_data.packed(data.train).shape == (12, 8 * 4 + 8, 24)
     clip_data.tokens.cache_clear()

@@ -105,7 +105,7 @@ def test_the_editable_install_is_followed_by_static_tools():
 def test_core_dependencies_and_extras_are_the_documented_ones():
     assert {name_of(need) for need in PROJECT["dependencies"]} == CORE
     assert set(PROJECT["optional-dependencies"]) == {
-        "sim", "metaworld", "data", "s3", "train", "serve", "record", "franka", "dds", "viz", "view", "dev",
+        "sim", "metaworld", "data", "s3", "train", "serve", "record", "franka", "dds", "viz", "bench", "view", "dev",
     }  # fmt: skip
 
 
@@ -117,7 +117,14 @@ def test_the_pins_that_keep_robosuite_and_pyarrow_alive():
 
 
 def test_a_missing_package_is_blamed_on_an_extra_that_holds_it():
-    distribution = {"hydra": "hydra-core", "cv2": "opencv-python", "PIL": "pillow", "google_crc32c": "google-crc32c", "rerun": "rerun-sdk"}
+    distribution = {
+        "hydra": "hydra-core",
+        "cv2": "opencv-python",
+        "sklearn": "scikit-learn",
+        "PIL": "pillow",
+        "google_crc32c": "google-crc32c",
+        "rerun": "rerun-sdk",
+    }
     for module, extra in cli.EXTRA_OF.items():
         names = {name_of(need) for need in PROJECT["optional-dependencies"][extra]}
         assert distribution.get(module, module) in names, f"{module} is said to be in {extra}"

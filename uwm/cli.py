@@ -29,7 +29,7 @@ EXTRA_OF = {
     "hydra": "train", "omegaconf": "train", "wandb": "train", "tqdm": "train",
     "websockets": "serve", "msgpack": "serve", "mcap": "record",
     "matplotlib": "viz", "PIL": "viz",
-    "rerun": "view",
+    "rerun": "view", "sklearn": "bench",
 }  # fmt: skip
 
 OVERRIDES = "KEY=VALUE changes one setting of the config; KEY may have dots. The resolved config is saved with every result."

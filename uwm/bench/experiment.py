@@ -8,16 +8,20 @@ arms x seeds --> figures of each, kept in runs/bench/NAME (a stopped experiment 
 import hashlib
 import json
 import math
+import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from uwm.bench.gates import Gate
 
 SEEDS = (0, 1, 2)
+WORKERS = 2  # processes of a full run, one thread each: small models gain nothing from a second thread
 FOLDER = Path("runs/bench")
 STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # two-sided 95 % of Student's t, by the number of seeds
 
@@ -25,19 +29,48 @@ Found = dict[str, list[dict]]
 
 
 def run_arms(
-    name: str, arms: Mapping[str, Callable[[int], dict]], seeds: Sequence[int], settings: object, folder: Path | None = FOLDER
+    name: str,
+    arms: Mapping[str, Callable[[int], dict]],
+    seeds: Sequence[int],
+    settings: object,
+    folder: Path | None = FOLDER,
+    workers: int = 1,
 ) -> Found:
     """{arm: its figures for every seed}; `arm(seed)` trains and measures, and gives plain numbers.
 
-    What was measured under the same `settings` is read back from `folder` (None: nothing is kept).
+    What was measured under the same `settings` is read back from `folder` (None: nothing is kept). With several `workers` the
+    runs go to processes of one thread each; arms must then be functions, or partials of functions, of a module.
     """
-    found: Found = {arm: [] for arm in arms}
-    todo = [(arm, seed) for seed in seeds for arm in arms]
-    for arm, seed in tqdm(todo, name, unit="run"):
-        plain = "".join(letter if letter.isalnum() else "_" for letter in arm)
-        file = None if folder is None else folder / name / f"{plain}-{key([arm, settings])}-{seed}.json"
-        found[arm].append(arms[arm](seed) if file is None else kept(file, partial(arms[arm], seed)))
-    return found
+    todo = {(arm, seed): partial(_run, arms[arm], seed, _file(folder, name, arm, seed, settings)) for seed in seeds for arm in arms}
+    bar = tqdm(total=len(todo), desc=name, unit="run")
+    if workers == 1:
+        done = {}
+        for which, run in todo.items():
+            done[which] = run()
+            bar.update()
+    else:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            tasks = {pool.submit(run): which for which, run in todo.items()}
+            done = {}
+            for task in as_completed(tasks):
+                done[tasks[task]] = task.result()
+                bar.update()
+    bar.close()
+    return {arm: [done[arm, seed] for seed in seeds] for arm in arms}
+
+
+def where(quick: bool) -> tuple[Path | None, int]:
+    """Folder and workers of a run: a quick one keeps nothing and is one process."""
+    return (None, 1) if quick else (FOLDER, WORKERS)
+
+
+def _run(arm: Callable[[int], dict], seed: int, file: Path | None) -> dict:
+    return arm(seed) if file is None else kept(file, partial(arm, seed))
+
+
+def _file(folder: Path | None, name: str, arm: str, seed: int, settings: object) -> Path | None:
+    plain = "".join(letter if letter.isalnum() else "_" for letter in arm)
+    return None if folder is None else folder / name / f"{plain}-{key([arm, settings])}-{seed}.json"
 
 
 def key(settings: object) -> str:

@@ -7,9 +7,10 @@
 | independent | one per frame always: ptss(1) |
 
 Clips of a pushing arm, 8 frames, camera above, the actions given. A model of one level knows frames by replacement (known frames are
-overwritten, noised anew, at every row); a model of frame levels holds them clean. Errors are of latents, whose spread is 1.
+overwritten, noised anew, at every row); a model of frame levels holds them clean. Errors are of latents, whose mean square is 1.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,8 +26,7 @@ from uwm.learn.fit import fit
 from uwm.learn.stream_objective import StreamObjective
 from uwm.media import video
 from uwm.media.metrics import frechet
-from uwm.nn.backbone import BackboneConfig
-from uwm.nn.stream_model import StreamModel, StreamModelConfig, initialised
+from uwm.nn.stream_model import StreamModel
 from uwm.sample.denoise import denoiser
 from uwm.sample.loop import sample, start
 from uwm.sample.modes import Assignment, generate
@@ -36,7 +36,7 @@ from uwm.sample.steps import by_stream, ddim
 
 CLAIM = "Frame-wise levels: a video model begins from a frame and fills in between two, better than by replacement, held frames exact."
 ARMS = {"scalar": "ptss(0)", "ptss": "ptss(0.2)", "independent": "ptss(1)"}
-FULL = {"clips": 1200, "held": 64, "steps": 500, "batch": 32, "rows": 12, "samples": 128}
+FULL = {"clips": 2400, "held": 64, "steps": 1200, "batch": 16, "rows": 12, "samples": 128}
 QUICK = {"clips": 64, "held": 8, "steps": 30, "batch": 8, "rows": 4, "samples": 40}
 PER_FRAME, COMPONENTS = GRID * GRID, 12
 
@@ -44,9 +44,9 @@ PER_FRAME, COMPONENTS = GRID * GRID, 12
 def run(quick: bool, out: Path | None) -> Result:
     """All arms for all seeds, the same clips and steps."""
     budget = QUICK if quick else FULL
-    arms = {name: lambda seed, rule=rule: measured(budget, rule, seed) for name, rule in ARMS.items()}
+    arms = {name: partial(measured, budget, rule) for name, rule in ARMS.items()}
     seeds = SEEDS[:1] if quick else SEEDS
-    found = experiment.run_arms("fvdm", arms, seeds, budget, None if quick else experiment.FOLDER)
+    found = experiment.run_arms("fvdm", arms, seeds, budget, *experiment.where(quick))
     return Result(CLAIM, judged(found, not quick), seeds, experiment.summary(found))
 
 
@@ -66,16 +66,11 @@ def judged(found: experiment.Found, enough: bool) -> list[Gate]:
     ]
 
 
-def model_of(seed: int) -> StreamModel:
-    """0.25 M parameters."""
-    return initialised(StreamModelConfig(clip_data.STREAMS, noise_shift=2.0, backbone=BackboneConfig(64, 4, 4, waist=32)), seed)
-
-
 def trained(budget: dict, rule: str, seed: int) -> StreamModel:
     """A model of clips with their actions given, its levels drawn by `rule`."""
-    data, model = clip_data.tokens(budget["clips"], budget["held"]), model_of(seed)
+    data, model = clip_data.tokens(budget["clips"], budget["held"]), clip_data.model_of(seed)
     objective = StreamObjective((Pattern(video=rule, action="given"),))
-    return fit(model, clip_data.packed(data.train), objective, budget["steps"], budget["batch"], seed)
+    return fit(model, clip_data.packed(data.train), objective, budget["steps"], budget["batch"], seed, clip_data.OPTIM)
 
 
 def measured(budget: dict, rule: str, seed: int) -> dict:

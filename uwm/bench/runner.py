@@ -25,6 +25,7 @@ BENCHES = {
     "radd": "uwm.bench.radd_bench",
     "render": "uwm.bench.render_bench",
     "token-drop": "uwm.bench.token_drop_bench",
+    "unidiffuser": "uwm.bench.unidiffuser_bench",
 }
 
 

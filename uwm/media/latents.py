@@ -4,6 +4,8 @@
 (H, W, 3) --> patches of p x p x 3 --> their `size` main components, each with unit variance --> (H / p) x (W / p) tokens
 ```
 
+Not whitened, all components have one scale: errors of tokens are then errors of pixels, and a model learns first what is seen most.
+
 For experiments on small pictures; a generator's error is told against what the components leave out (`floor`).
 """
 
@@ -49,8 +51,13 @@ class PatchPCA:
         return psnr(self.decode(self.encode(frames), frames.shape[2]), frames)
 
 
-def fit(frames: UInt8[Tensor, "B T H W 3"], patch: int = 8, size: int = 16, most: int = 100_000, seed: int = 0) -> PatchPCA:
-    """The components of these frames' patches, of at most `most` of them. ValueError when the frames do not divide into patches."""
+def fit(
+    frames: UInt8[Tensor, "B T H W 3"], patch: int = 8, size: int = 16, whiten: bool = True, most: int = 100_000, seed: int = 0
+) -> PatchPCA:
+    """The components of these frames' patches, of at most `most` of them; `whiten`: each with unit variance, else all together.
+
+    ValueError when the frames do not divide into patches.
+    """
     side = frames.shape[2]
     if frames.shape[3] != side or side % patch or not 1 <= size <= patch * patch * 3:
         raise ValueError(f"frames must be square and divide into patches, and have 1 to {patch * patch * 3} components; got "
@@ -62,6 +69,7 @@ def fit(frames: UInt8[Tensor, "B T H W 3"], patch: int = 8, size: int = 16, most
     values, vectors = torch.linalg.eigh((patches - mean).T.double() @ (patches - mean).double() / len(patches))
     order = values.argsort(descending=True)[:size]
     spread = values[order].clamp(min=1e-8).sqrt()
+    spread = spread if whiten else spread.square().mean().sqrt().expand(size)
     return PatchPCA(mean, vectors[:, order].T.float().contiguous(), spread.float(), patch)
 
 

@@ -1,0 +1,233 @@
+"""Claim: one model of several modalities does the work of a model for each question: generate any of them, given any others.
+
+| part | streams | questions |
+|---|---|---|
+| digits | 16 patches of an 8 x 8 digit, a label | label to image, image to label, both, image alone |
+| robot | a frame now, two later ones, 7 actions, 13 words of instruction | forward, inverse, policy, video, caption, actions and frames |
+
+The joint model has a level per modality (UniDiffuser, Bao et al. 2023). Beside it, with equal steps, size and data: a dedicated model
+per question, and a joint model whose modalities share one level (PAD, Guo et al. 2024), which never saw a clean condition.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from uwm.bench import clip_data, experiment
+from uwm.bench.experiment import SEEDS, gate, values
+from uwm.bench.gates import Gate
+from uwm.bench.runner import Result
+from uwm.core.patterns import Pattern
+from uwm.core.streams import Layout, Stream
+from uwm.learn.fit import fit
+from uwm.learn.stream_objective import StreamObjective, one_hot
+from uwm.media import judges
+from uwm.nn.backbone import BackboneConfig
+from uwm.nn.stream_model import StreamModelConfig, initialised
+from uwm.sample.modes import generate
+from uwm_envs.clips import grammar
+
+CLAIM = "One model with a level per modality answers every question about as well as a model made for it; one shared level does not."
+FULL = {"digit_steps": 1500, "robot_steps": 2000, "batch": 32, "clips": 2400, "held": 200, "drawn": 500, "rows": 20}
+QUICK = {"digit_steps": 40, "robot_steps": 30, "batch": 16, "clips": 64, "held": 20, "drawn": 40, "rows": 5}
+
+# ---- digits ----------------------------------------------------------------------------------------------------------
+
+DIGITS = (Stream("image", "image", (0,), 4, (4, 4)), Stream("label", "label", (0,), 10))
+HELD_DIGITS = 500
+# Shares of the samples. Level 0 and level 1 are drawn by themselves, since a level in between never is either.
+DIGIT_ARMS: dict[str, tuple[Pattern, ...]] = {
+    "joint": (
+        Pattern(0.5), Pattern(0.15, label="given"), Pattern(0.15, image="given"), Pattern(0.1, label="noise"), Pattern(0.1, image="noise"),
+    ),
+    "shared level": (Pattern(shared=True),),
+    "label to image": (Pattern(label="given"),),
+    "image to label": (Pattern(image="given"),),
+}  # fmt: skip
+
+# ---- robot -----------------------------------------------------------------------------------------------------------
+
+LATER = (4, 7)
+SEEN = clip_data.STREAMS[0]
+ROBOT = (
+    Stream("now", "image", (0,), SEEN.size, SEEN.grid),
+    Stream("later", "video", LATER, SEEN.size, SEEN.grid),
+    Stream("action", "action", tuple(range(1, clip_data.FRAMES)), 2),
+    Stream("text", "word", tuple(range(grammar.INSTRUCTION)), len(grammar.WORDS)),
+)  # fmt: skip
+FORWARD = Pattern(image="given", action="given", word="absent")
+INVERSE = Pattern(image="given", video="given", word="absent")
+POLICY = Pattern(image="given", video="absent", word="given")
+VIDEO = Pattern(image="given", action="absent", word="absent")
+CAPTION = Pattern(image="given", video="given", action="absent")
+ROBOT_ARMS: dict[str, tuple[Pattern, ...]] = {
+    "joint": (Pattern(image="given"), FORWARD, INVERSE, POLICY, VIDEO, CAPTION),
+    "shared level": (Pattern(image="given", shared=True),),
+    "forward": (FORWARD,), "inverse": (INVERSE,), "policy": (POLICY,), "video": (VIDEO,), "caption": (CAPTION,),
+}  # fmt: skip
+# question -> (targets, given); the frame now is always given
+QUESTIONS = {
+    "forward": (("later",), ("action",)),
+    "inverse": (("action",), ("later",)),
+    "policy": (("action",), ("text",)),
+    "video": (("later",), ()),
+    "caption": (("text",), ("later",)),
+    "both": (("later", "action"), ()),
+}
+
+
+def run(quick: bool, out: Path | None) -> Result:
+    """Both parts, all arms, all seeds."""
+    budget = QUICK if quick else FULL
+    arms = {f"digits, {name}": partial(digits, budget, name) for name in DIGIT_ARMS}
+    arms |= {f"robot, {name}": partial(robot, budget, name) for name in ROBOT_ARMS}
+    seeds = SEEDS[:1] if quick else SEEDS
+    if not quick:
+        clip_data.tokens(budget["clips"], budget["held"])  # drawn once, before several processes want them
+    found = experiment.run_arms("unidiffuser", arms, seeds, budget, *experiment.where(quick))
+    return Result(CLAIM, [*_judged_digits(found, not quick), *_judged_robot(found, not quick)], seeds, experiment.summary(found))
+
+
+def _judged_digits(found: experiment.Found, enough: bool) -> list[Gate]:
+    joint, shared = partial(values, found, "digits, joint"), partial(values, found, "digits, shared level")
+    gates = []
+    for question in ("label to image", "image to label"):
+        own = values(found, f"digits, {question}", question)
+        gates.append(gate(f"{question}: lost to a model made for it", own - joint(question), "<=", 0.05, enough, "same steps and size"))
+        gates.append(
+            gate(f"{question}: ahead of one shared level", joint(question) - shared(question), ">=", 0.2, enough, "the same", paper=True)
+        )
+    guided = joint("label to image, guided") - joint("label to image")
+    return [
+        *gates,
+        gate("digit and label drawn together agree", joint("agree"), ">=", 0.8, enough, "the judge"),
+        gate("label to image: gained by guidance of weight 1", guided, ">", 0.0, enough, "weight 0", paper=True),
+    ]
+
+
+def _judged_robot(found: experiment.Found, enough: bool) -> list[Gate]:
+    joint, shared = partial(values, found, "robot, joint"), partial(values, found, "robot, shared level")
+    gates = []
+    for question in ("forward", "inverse", "policy", "video"):
+        own = values(found, f"robot, {question}", question)
+        gates.append(gate(f"{question}: error / of a model made for it", joint(question) / own, "<=", 1.15, enough, "same steps and size"))
+    for question in ("forward", "inverse"):
+        over = joint(question) / shared(question)
+        gates.append(gate(f"{question}: error / of one shared level", over, "<=", 0.6, enough, "same steps and size", paper=True))
+    lost = values(found, "robot, caption", "caption") - joint("caption")
+    return [
+        *gates,
+        gate("caption: lost to a model made for it", lost, "<=", 0.05, enough, "the parser, and the block that is pushed"),
+        gate("actions and frames drawn together: tip apart / shuffled", joint("together"), "<=", 0.6, enough, "pairs of other draws"),
+    ]
+
+
+def digits(budget: dict, arm: str, seed: int) -> dict:
+    """One model of digits, and every question that it was made for; shares of samples that a judge agrees with."""
+    from sklearn.datasets import load_digits
+
+    told = load_digits()
+    pixels = torch.from_numpy(told.images).float() / 16
+    images = _patches((pixels - pixels.mean()) / pixels.std())
+    labels = torch.nn.functional.one_hot(torch.from_numpy(told.target), 10).float()[:, None] / 0.3 - 1 / 3
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(7))
+    train, held = order[HELD_DIGITS:], order[:HELD_DIGITS]
+    model = initialised(StreamModelConfig(DIGITS, noise_shift=1.0, backbone=BackboneConfig(96, 3, 4, registers=2, waist=32)), seed)
+    packed = Layout(DIGITS).pack({"image": images[train], "label": labels[train]})
+    fit(model, packed, StreamObjective(DIGIT_ARMS[arm]), budget["digit_steps"], 2 * budget["batch"], seed)
+
+    judge = judges.of_classes(images[train], told.target[train.numpy()])
+    count, rows = budget["drawn"], budget["rows"]
+    asked = torch.arange(count) % 10
+    ask = lambda targets, given, **more: generate(model, targets, given, rows=rows, seeds=range(count), **more)  # noqa: E731
+    agree = lambda drawn, wanted: float((judge(drawn) == wanted.numpy()).mean())  # noqa: E731
+    found = {"judge": judge.score}
+    code = torch.nn.functional.one_hot(asked, 10).float()[:, None] / 0.3 - 1 / 3
+    if arm != "image to label":
+        found["label to image"] = agree(ask(["image"], {"label": code})["image"], asked)
+    if arm != "label to image":
+        seen = held[:count]
+        said = generate(model, ["label"], {"image": images[seen]}, rows=rows, seeds=range(len(seen)))["label"][:, 0].argmax(dim=1)
+        found["image to label"] = float((said == torch.from_numpy(told.target)[seen]).float().mean())
+    if arm in ("joint", "shared level"):
+        both = ask(["image", "label"], {})
+        found["agree"] = agree(both["image"], both["label"][:, 0].argmax(dim=1))
+    if arm == "joint":
+        found["label to image, guided"] = agree(ask(["image"], {"label": code}, guidance=1.0)["image"], asked)
+        alone = np.bincount(judge(ask(["image"], {}, marginal=["label"])["image"]), minlength=10) / count
+        real = np.bincount(told.target, minlength=10) / len(told.target)
+        found["image alone: classes, total variation"] = float(np.abs(alone - real).sum() / 2)
+    return found
+
+
+def _patches(images: Tensor) -> Tensor:
+    """(B, 8, 8) as 16 patches of 2 x 2."""
+    return images.unfold(1, 2, 2).unfold(2, 2, 2).flatten(3).flatten(1, 2)
+
+
+def robot(budget: dict, arm: str, seed: int) -> dict:
+    """One model of clips, and every question that it was made for. Errors are squared, of one draw, over those of a plain guess."""
+    data = clip_data.tokens(budget["clips"], budget["held"])
+    model = clip_data.model_of(seed, ROBOT)
+    train, held = _streams(data.train, data.train_clips), _streams(data.held, data.clips)
+    fit(model, model.layout.pack(train), StreamObjective(ROBOT_ARMS[arm]), budget["robot_steps"], budget["batch"], seed, clip_data.OPTIM)
+    asked = QUESTIONS if arm in ("joint", "shared level") else {arm: QUESTIONS[arm]}
+    found: dict = {}
+    for question, (targets, given) in asked.items():
+        told = {name: held[name] for name in ("now", *given)}
+        drawn = generate(model, targets, told, rows=budget["rows"], seeds=range(len(held["now"])))
+        found |= _answer(question, drawn, held, data)
+    return found
+
+
+def _streams(tokens: dict[str, Tensor], clips) -> dict[str, Tensor]:
+    """The four streams of clips."""
+    frames = tokens["top"].unflatten(1, (clip_data.FRAMES, -1))
+    words = torch.tensor([grammar.numbers(text) for text in clips.instruction])
+    return {
+        "now": frames[:, 0], "later": frames[:, LATER].flatten(1, 2), "action": tokens["action"][:, 1:],
+        "text": one_hot(words, Layout(ROBOT), "text"),
+    }  # fmt: skip
+
+
+def _answer(question: str, drawn: dict[str, Tensor], held: dict[str, Tensor], data: clip_data.Tokens) -> dict[str, float]:
+    """Figures of one question's draws."""
+    if question == "both":
+        return _together(drawn, data)
+    if question == "caption":
+        texts = [grammar.text_of(each) for each in drawn["text"].argmax(dim=2).tolist()]
+        right = [_names(text, clip.split()) for text, clip in zip(texts, _pushed(data.clips), strict=True)]
+        return {"caption": float(np.mean(right))}
+    name = QUESTIONS[question][0][0]
+    guess = held["now"].repeat(1, len(LATER), 1) if name == "later" else held["action"].mean(dim=0, keepdim=True)
+    return {question: float((drawn[name] - held[name]).square().mean() / (guess - held[name]).square().mean())}
+
+
+def _pushed(clips) -> list[str]:
+    """ "colour direction" of the goal that a clip shows: what comes first in its plan."""
+    return [f"{part.goal.colour} {part.goal.direction}" for part in (grammar.parse_plan(plan)[0] for plan in clips.plan)]
+
+
+def _names(text: str, wanted: list[str]) -> bool:
+    """Whether an instruction can be read and one of its goals is the wanted one."""
+    try:
+        return any([goal.colour, goal.direction] == wanted for goal in grammar.parse_instruction(text))
+    except grammar.GrammarError:
+        return False
+
+
+def _together(drawn: dict[str, Tensor], data: clip_data.Tokens) -> dict[str, float]:
+    """Distance of the tip in drawn last frames from where drawn actions lead, over that of pairs of different draws."""
+    frames = lambda tokens: tokens.unflatten(1, (clip_data.FRAMES, -1)).flatten(0, 1)  # noqa: E731
+    judge = judges.of_places(frames(data.train["top"]), data.train_clips.tip.reshape(-1, 2))
+    size = SEEN.frame_tokens
+    seen = judge(drawn["later"][:, -size:])
+    led = data.clips.tip[:, 0] + drawn["action"].sum(dim=1).numpy() * clip_data.ACTION_SCALE
+    moved = seen - data.clips.tip[:, 0]  # clips begin in different places: compare ways, not places
+    way = led - data.clips.tip[:, 0]
+    apart = np.linalg.norm(moved - way, axis=1).mean()
+    shuffled = np.linalg.norm(moved - np.roll(way, 1, axis=0), axis=1).mean()
+    return {"together": float(apart / shuffled), "judge of places": judge.score}
