@@ -128,6 +128,7 @@ def parser() -> argparse.ArgumentParser:
     published.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where safetensors and published.json go")
     published.add_argument("--preset", metavar="NAME", help="which sizes to expect (default: the preset that fits)")
     _convert_parser(commands)
+    _media_parser(commands)
     data = _command(commands, "data", "look into and after datasets", (
         "uwm data show runs/lift.zarr", "uwm data view runs/lift.zarr --episode 3", *examples))  # fmt: skip
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -163,6 +164,49 @@ def _convert_parser(commands: Any) -> None:
     convert.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of writing DST; may be repeated")
 
 
+def _media_parser(commands: Any) -> None:
+    examples = (
+        "uwm media train --out runs/clips",
+        'uwm media generate runs/clips --text "push the red block to the left and the blue block to top" --out runs/films',
+        "uwm media draw --out runs/real", "uwm media interpolate runs/clips runs/real/0000-first.png runs/real/0000-last.png",
+        "uwm media extend runs/clips runs/real/0000.mp4 --frames 16", "uwm media caption runs/clips runs/real/0000.mp4",
+    )  # fmt: skip
+    media = _command(commands, "media", "a model of clips and words: train it, generate, interpolate, extend, caption", examples)
+    actions = media.add_subparsers(dest="action", metavar="ACTION", required=True)
+    told = {
+        "draw": "draw clips of the pushing arm that no model was trained on", "train": "train a model of clips; a second run resumes",
+        "generate": "make clips for a text, or clips with texts", "interpolate": "make a clip between two pictures",
+        "extend": "let a video go on", "caption": "say what a video shows", "gallery": "show all of it on one page",
+    }  # fmt: skip
+    made = {name: _command(actions, name, does, tuple(each for each in examples if f"media {name}" in each)) for name, does in told.items()}
+    made["draw"].add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where mp4, png and txt go")
+    made["train"].add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the checkpoint goes")
+    for name, value, what in (("clips", 2400, "clips to learn from"), ("steps", 3000, "training steps"), ("batch", 16, "clips a step")):
+        made["train"].add_argument(f"--{name}", type=_positive, default=value, metavar="N", help=f"{what} (default: {value})")
+    for name in ("generate", "interpolate", "extend", "caption", "gallery"):
+        made[name].add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that `uwm media train` filled")
+        made[name].add_argument("--rows", type=_positive, default=20, metavar="N", help="denoising steps (default: 20)")
+    for name in ("draw", "generate", "gallery"):
+        made[name].add_argument("--count", type=_positive, default=4, metavar="N", help="how many clips (default: 4)")
+    made["generate"].add_argument("--text", help="what is to be done; left out, words are made too")
+    made["generate"].add_argument("--guidance", type=float, default=0.0, metavar="W", help="weight of guidance by the text (default: 0)")
+    made["generate"].add_argument("--out", type=Path, default=Path("films"), metavar="FOLDER", help="where to (default: films)")
+    for name in ("first", "last"):
+        made["interpolate"].add_argument(name, type=Path, metavar=f"{name.upper()}.png", help=f"the {name} frame, PNG or JPEG")
+    for name in ("extend", "caption"):
+        made[name].add_argument("video", type=Path, metavar="VIDEO", help="a video file")
+    made["extend"].add_argument("--frames", type=_positive, default=8, metavar="N", help="frames to add (default: 8)")
+    shared = "frames that a part shares with the one before (default: 4)"
+    made["extend"].add_argument("--overlap", type=_positive, default=4, metavar="N", help=shared)
+    for name in ("interpolate", "extend"):
+        made[name].add_argument("--out", type=Path, default=Path(f"{name}.mp4"), metavar="FILE.mp4", help=f"where to (default: {name}.mp4)")
+    made["caption"].add_argument("--out", type=Path, metavar="FILE.txt", help="write it to a file, too")
+    page = Path("gallery.html")
+    made["gallery"].add_argument("--out", type=Path, default=page, metavar="FILE.html", help=f"where to (default: {page})")
+    for command in made.values():
+        command.add_argument("--seed", type=_count, default=0, metavar="N", help="what everything random follows from (default: 0)")
+
+
 def _looking_parsers(actions: Any) -> None:
     show = _command(actions, "show", "print card, statistics and episodes of a dataset, and draw its contact sheet", (
         "uwm data show runs/lift.zarr", "uwm data show can.hdf5 --sheet can.png --all"), _FORMATS_NOTE)  # fmt: skip
@@ -185,6 +229,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _positive(text: str) -> int:
+    if _count(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
 # What takes a config: command -> (module and function that it calls, what it does, examples). A new one is a line here, a config of
 # its name, and the function (config as a plain dict) -> exit code or None.
 RUNS: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -200,7 +250,7 @@ RUNS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "serve": ("serve.serve", "serve a checkpoint to clients over the network", ("uwm serve", "uwm serve server.port=9000 policy.rows=8")),
     "demo": ("build.demo", "collect, train, run and report in one go; finished stages are reused", ("uwm demo", "uwm demo out=runs/mine")),
 }  # fmt: skip
-COMMANDS = (*RUNS, "explain", "bench", "import-checkpoint", "convert", "data")
+COMMANDS = (*RUNS, "explain", "bench", "import-checkpoint", "convert", "media", "data")
 # format -> (what it is, whether it can be written). In words, because help answers without importing what knows them.
 FORMATS = {
     "store": ("our episode store, also at a URL (default for .zarr)", True),
@@ -241,6 +291,7 @@ def _options(command: str | None) -> list[str]:
     own = {
         "bench": ["--quick", "--out"], "import-checkpoint": ["--out", "--preset"], "explain": [], None: ["--version"],
         "convert": ["--to", "--from", "--workers", "--skip-bad", "--verify", "--option", "--set"],
+        "media": ["--out", "--count", "--seed", "--rows", "--text", "--guidance", "--clips", "--steps", "--batch", "--frames", "--overlap"],
         "data": ["--repair", "--sheet", "--all", "--json", "--episode", "--save", "--from", "--option", "--out"],
     }  # fmt: skip
     return [*own.get(command, ["--config"]), "--help", "--debug"]
@@ -257,6 +308,10 @@ def _dispatch(arguments: list[str]) -> int:
         from uwm import convert
 
         return convert.main(parsed)
+    if parsed.command == "media":
+        from uwm import filming
+
+        return filming.main(parsed)
     if parsed.command == "import-checkpoint":
         from uwm.learn import published
 

@@ -17,7 +17,7 @@ from uwm.dataset import Dataset
 from uwm.learn import checkpoint as checkpoints
 from uwm.learn.autoencode import train_autoencoder
 from uwm.learn.logs import Log
-from uwm.learn.loop import PRECISIONS, TrainState, generator_at
+from uwm.learn.loop import PRECISIONS, TrainState, generator_at, restore
 from uwm.learn.loop import train as run_training
 from uwm.learn.objective import Batch
 from uwm.nn.model import ModelConfig, UnifiedModel
@@ -46,7 +46,7 @@ def train(run: TrainRun) -> Path:
             state = TrainState.fresh(model, run.train)
         else:
             print(f"train: resuming {out} at step {about['step']}")
-            _restore(model, state, checkpoints.load(out, for_training=True))
+            restore(model, state, checkpoints.load(out, for_training=True))
         windows = data.windows(model)
         save = partial(_save, out, data, model, windows)
         log.begin("train", run.train.steps, state.step)
@@ -147,13 +147,6 @@ def _save(out: Path, data: TrainingData, model: UnifiedModel, windows: ModelWind
     checkpoints.save(out, saved)
 
 
-def _restore(model: UnifiedModel, state: TrainState, saved: checkpoints.Checkpoint) -> None:
-    model.load_state_dict(saved.weights)
-    state.optimiser.restore(saved.optimiser)
-    state.average.weights = {name: saved.average[name] for name in state.average.weights}
-    state.step = saved.step
-
-
 # ---------------------------------------------------------------------------------------------------- checkpoints as models
 
 
@@ -163,6 +156,8 @@ def load_model(path: str | Path, member: str = "") -> tuple[UnifiedModel, dict]:
     `member`: whose robot of a mixture it acts for, by default that of the first member with actions.
     """
     saved = checkpoints.load(Path(path))
+    if saved.card.get("kind") == "clips":
+        raise checkpoints.CheckpointError(f"{path} is a model of clips: `uwm media` takes it")
     model = UnifiedModel(from_mapping(ModelConfig, saved.card["model"], f"{path}: model"))
     model.load_state_dict(saved.average)
     model.act_as(member)

@@ -118,8 +118,9 @@ def pusht() -> Case:
     subprocess.run(making, check=True, stdout=subprocess.DEVNULL)  # goes on where it stopped, and does nothing when it is done
     patterns = (
         Pattern(0.25, "ladder", "absent", chunk=4, rungs=3),
-        Pattern(0.45, "ladder", "absent", chunk=4, committed=8, rungs=3, loose=0.4),
-        Pattern(0.30, "constant", "absent"),
+        Pattern(0.15, "ladder", "absent", chunk=4, committed=8, rungs=3, loose=0.4),
+        Pattern(0.25, "constant", "absent"),
+        Pattern(0.35, "constant", "absent", committed=8, loose=0.4),
     )
     size = SizeConfig(horizon=20, video_frames=(), backbone=BackboneConfig(width=128, depth=3, heads=4, registers=4, waist=64))
     learned = TrainConfig(steps=24000, batch=32, precision="float32", objective=ObjectiveConfig(3, patterns=patterns))

@@ -1,5 +1,6 @@
 """A stream model trained on clean tokens that fit into memory: what experiments and examples need, with the usual loop."""
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -41,10 +42,8 @@ def fit(
     return model.eval()
 
 
-def batches(clean: Tensor, batch: int, seed: int) -> Iterator[StreamBatch]:
-    """Random batches without end; those of a seed are always the same."""
-    step = 0
-    while True:
+def batches(clean: Tensor, batch: int, seed: int, first: int = 0) -> Iterator[StreamBatch]:
+    """Random batches without end, from step `first` on; those of a seed and a step are always the same."""
+    for step in itertools.count(first):
         chosen = torch.randint(0, len(clean), (batch,), generator=generator_at(seed + 1_000_000, step))
         yield StreamBatch(clean[chosen])
-        step += 1

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, nn
 
 from uwm.learn import objective
+from uwm.learn.checkpoint import Checkpoint
 from uwm.learn.objective import ObjectiveConfig
 from uwm.learn.optim import Average, OptimConfig, Optimiser, clip_gradients, rate_at
 
@@ -45,6 +46,14 @@ class TrainState:
     @classmethod
     def fresh(cls, model: nn.Module, config: TrainConfig) -> "TrainState":
         return cls(Optimiser(model, config.optim), Average(model, config.optim.average))
+
+
+def restore(model: nn.Module, state: TrainState, saved: Checkpoint) -> None:
+    """Puts both where a checkpoint, read for training, left them."""
+    model.load_state_dict(saved.weights)
+    state.optimiser.restore(saved.optimiser)
+    state.average.weights = {name: saved.average[name] for name in state.average.weights}
+    state.step = saved.step
 
 
 def generator_at(seed: int, step: int) -> Generator:
