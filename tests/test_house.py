@@ -19,7 +19,7 @@ FLOORS = {
     "robot": 4, "media": 4,
     "runs": 5, "dataset": 5, "windows": 5, "data": 5, "training": 5,
     "acting": 5, "brains": 5, "composing": 5, "control": 5, "robot_maker": 5, "serve": 5,
-    "bench": 5, "build": 5, "convert": 5, "demo": 5, "explain": 5, "fetch": 5, "filming": 5, "human": 5, "cli": 5,
+    "bench": 5, "build": 5, "convert": 5, "demo": 5, "examples": 5, "explain": 5, "fetch": 5, "filming": 5, "human": 5, "cli": 5,
     "__main__": 5,
 }  # fmt: skip
 # These may import each other, and the worlds and episodes by name.

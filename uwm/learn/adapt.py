@@ -18,7 +18,7 @@ from uwm.learn.stream_objective import StreamObjective, stream_loss
 from uwm.nn.adapters import Adapter
 from uwm.nn.stream_model import StreamModel
 
-OPTIM = OptimConfig(rate=2e-3, weight_decay=0.0, warmup=10, final=0.1, clip=1.0, average=0.98, matrices="adamw")
+OPTIM = OptimConfig(rate=5e-3, weight_decay=0.0, warmup=10, final=0.1, clip=1.0, average=0.95, matrices="adamw")
 
 
 def adapt_levels(

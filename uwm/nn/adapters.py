@@ -97,7 +97,7 @@ class Adapter(nn.Module):
         found = {}
         for name, layer in self._layers.items():
             low = self.low[name.replace(".", "/")]
-            found[name] = float(self.strength * self.alpha / self.rank * (low.up @ low.down).norm() / layer.weight.norm())
+            found[name] = float(self.strength * self.alpha / self.rank * (low.up @ low.down).detach().norm() / layer.weight.norm())
         return found
 
     def save(self, folder: Path) -> None:
