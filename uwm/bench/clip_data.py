@@ -4,24 +4,31 @@ The model is small and deep, since frames are copied and moved in steps; predict
 1200 small steps (docs/log.md).
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from uwm.core.patterns import Pattern
 from uwm.core.streams import Layout, Stream
+from uwm.learn.fit import fit
 from uwm.learn.optim import OptimConfig
+from uwm.learn.stream_objective import StreamObjective
 from uwm.media import latents
 from uwm.media.latents import PatchPCA
+from uwm.media.metrics import frechet
 from uwm.nn.backbone import BackboneConfig
 from uwm.nn.stream_model import StreamModel, StreamModelConfig, initialised
+from uwm.sample.modes import generate
 from uwm_envs import clips as drawn
 
 FOLDER = Path("runs/bench/clips")
 FRAMES, SIDE, PATCH, SIZE = 8, 32, 16, 24
 GRID = SIDE // PATCH
+PER_FRAME, COMPONENTS = GRID * GRID, 12
 ACTION_SCALE = 0.1  # metres a frame: actions are of this size
 # Video of the camera above, and per frame the action that led to it (zero for the first).
 STREAMS = (Stream("top", "video", tuple(range(FRAMES)), SIZE, (GRID, GRID)), Stream("action", "action", tuple(range(FRAMES)), 2))
@@ -47,6 +54,14 @@ def tokens(count: int, held: int, seed: int = 0) -> Tokens:
     return Tokens(_encoded(train, pca), _encoded(other, pca), pca, train, other)
 
 
+@cache
+def longer(count: int, held: int, frames: int, seed: int = 2) -> Tokens:
+    """The same components, and `held` clips of more frames than those of training."""
+    data = tokens(count, held)
+    clips = drawn.make(held, seed, frames, SIDE, ("top",), FOLDER)
+    return replace(data, held=_encoded(clips, data.pca), clips=clips)
+
+
 def model_of(seed: int, streams: tuple[Stream, ...] = STREAMS, registers: int = 4) -> StreamModel:
     """0.4 M parameters that predict clean tokens."""
     backbone = BackboneConfig(64, 6, 4, registers=registers, waist=32)
@@ -61,3 +76,29 @@ def packed(part: dict[str, Tensor]) -> Tensor:
 def _encoded(clips: drawn.Clips, pca: PatchPCA) -> dict[str, Tensor]:
     actions = torch.nn.functional.pad(torch.from_numpy(clips.action) / ACTION_SCALE, (0, 0, 1, 0))
     return {"top": pca.encode(torch.from_numpy(clips.frames["top"])), "action": actions}
+
+
+def trained(budget: dict, pattern: Pattern, seed: int, streams: tuple[Stream, ...] = STREAMS, registers: int = 4) -> StreamModel:
+    """A model of clips whose levels and roles were drawn by `pattern`, after the budget's `steps` of `batch` clips."""
+    data, model = tokens(budget["clips"], budget["held"]), model_of(seed, streams, registers)
+    return fit(model, packed(data.train), StreamObjective((pattern,)), budget["steps"], budget["batch"], seed, OPTIM)
+
+
+def frame(values: Tensor, place: int) -> Tensor:
+    """The tokens of one frame."""
+    return values[:, place * PER_FRAME : (place + 1) * PER_FRAME]
+
+
+def error(found: Tensor, true: Tensor, places: Iterable[int]) -> float:
+    """Mean squared error of these frames' latents, whose mean square is 1."""
+    return float(torch.stack([(frame(found, place) - frame(true, place)).square().mean() for place in places]).mean())
+
+
+def frechet_of(model: StreamModel, budget: dict) -> float:
+    """Fréchet distance of drawn clips to true ones, in the main components of whole clips; actions are those of training clips."""
+    train = tokens(budget["clips"], budget["held"]).train
+    count = min(budget["samples"], len(train["top"]))
+    drawn = generate(model, ["top"], {"action": train["action"][:count]}, rows=budget["rows"], seeds=range(count))["top"]
+    real = train["top"].flatten(1)
+    _, _, axes = torch.pca_lowrank(real, q=COMPONENTS, niter=4)
+    return frechet(drawn.flatten(1) @ axes, real[-len(drawn) :] @ axes)

@@ -17,19 +17,16 @@ import torch
 from torch import Tensor
 
 from uwm.bench import clip_data, experiment
-from uwm.bench.clip_data import FRAMES, GRID
+from uwm.bench.clip_data import FRAMES, PER_FRAME, error, frame
 from uwm.bench.experiment import SEEDS, gate, values
 from uwm.bench.gates import Gate
 from uwm.bench.runner import Result
 from uwm.core.patterns import Pattern
-from uwm.learn.fit import fit
-from uwm.learn.stream_objective import StreamObjective
 from uwm.media import video
-from uwm.media.metrics import frechet
 from uwm.nn.stream_model import StreamModel
 from uwm.sample.denoise import denoiser
 from uwm.sample.loop import sample, start
-from uwm.sample.modes import Assignment, generate
+from uwm.sample.modes import Assignment
 from uwm.sample.randomness import Randomness
 from uwm.sample.replacement import replaced
 from uwm.sample.steps import by_stream, ddim
@@ -38,7 +35,6 @@ CLAIM = "Frame-wise levels: a video model begins from a frame and fills in betwe
 ARMS = {"scalar": "ptss(0)", "ptss": "ptss(0.2)", "independent": "ptss(1)"}
 FULL = {"clips": 2400, "held": 64, "steps": 1200, "batch": 16, "rows": 12, "samples": 128}
 QUICK = {"clips": 64, "held": 8, "steps": 30, "batch": 8, "rows": 4, "samples": 40}
-PER_FRAME, COMPONENTS = GRID * GRID, 12
 
 
 def run(quick: bool, out: Path | None) -> Result:
@@ -66,39 +62,25 @@ def judged(found: experiment.Found, enough: bool) -> list[Gate]:
     ]
 
 
-def trained(budget: dict, rule: str, seed: int) -> StreamModel:
-    """A model of clips with their actions given, its levels drawn by `rule`."""
-    data, model = clip_data.tokens(budget["clips"], budget["held"]), clip_data.model_of(seed)
-    objective = StreamObjective((Pattern(video=rule, action="given"),))
-    return fit(model, clip_data.packed(data.train), objective, budget["steps"], budget["batch"], seed, clip_data.OPTIM)
-
-
 def measured(budget: dict, rule: str, seed: int) -> dict:
     """One model: its own clips, and known frames held and replaced."""
-    model, data = trained(budget, rule, seed), clip_data.tokens(budget["clips"], budget["held"])
+    data = clip_data.tokens(budget["clips"], budget["held"])
+    model = clip_data.trained(budget, Pattern(video=rule, action="given"), seed)
     held = data.held
     true, given, seeds, rows = held["top"], {"action": held["action"]}, range(len(held["top"])), budget["rows"]
-    first, last = _frame(true, 0), _frame(true, FRAMES - 1)
+    first, last = frame(true, 0), frame(true, FRAMES - 1)
     begun = video.from_frame(model, {"top": first}, seeds, given=given, rows=rows)["top"]
     filled = video.between(model, {"top": first}, {"top": last}, seeds, given=given, rows=rows)["top"]
     share = torch.linspace(0, 1, FRAMES).repeat_interleave(PER_FRAME)[None, :, None]
     blend = (1 - share) * first.repeat(1, FRAMES, 1) + share * last.repeat(1, FRAMES, 1)
     middle = FRAMES // 2
     return {
-        "from_frame": _error(begun, true, (1, 2)), "between": _error(filled, true, (middle,)), "blend": _error(blend, true, (middle,)),
-        "from_frame_replaced": _error(_replaced(model, true, given, (0,), rows), true, (1, 2)),
-        "between_replaced": _error(_replaced(model, true, given, (0, FRAMES - 1), rows), true, (middle,)),
-        "held_moved": float((_frame(begun, 0) - first).abs().max() + (_frame(filled, FRAMES - 1) - last).abs().max()),
-        "frechet": _frechet(model, budget, true), "floor_psnr": data.pca.floor(torch.from_numpy(data.clips.frames["top"])),
+        "from_frame": error(begun, true, (1, 2)), "between": error(filled, true, (middle,)), "blend": error(blend, true, (middle,)),
+        "from_frame_replaced": error(_replaced(model, true, given, (0,), rows), true, (1, 2)),
+        "between_replaced": error(_replaced(model, true, given, (0, FRAMES - 1), rows), true, (middle,)),
+        "held_moved": float((frame(begun, 0) - first).abs().max() + (frame(filled, FRAMES - 1) - last).abs().max()),
+        "frechet": clip_data.frechet_of(model, budget), "floor_psnr": data.pca.floor(torch.from_numpy(data.clips.frames["top"])),
     }  # fmt: skip
-
-
-def _frame(tokens: Tensor, place: int) -> Tensor:
-    return tokens[:, place * PER_FRAME : (place + 1) * PER_FRAME]
-
-
-def _error(found: Tensor, true: Tensor, places: tuple[int, ...]) -> float:
-    return float(torch.stack([(_frame(found, place) - _frame(true, place)).square().mean() for place in places]).mean())
 
 
 def _replaced(model: StreamModel, true: Tensor, given: dict[str, Tensor], places: tuple[int, ...], rows: int) -> Tensor:
@@ -112,14 +94,3 @@ def _replaced(model: StreamModel, true: Tensor, given: dict[str, Tensor], places
     with torch.inference_mode():
         out, _ = sample(denoise, denoise.path, x, plan.level, replaced(by_stream(layout, {}, ddim()), clean, known), randomness)
     return layout.unpack(out)["top"]
-
-
-def _frechet(model: StreamModel, budget: dict, true: Tensor) -> float:
-    """Between drawn and true clips, in the main components of whole clips of the training part; actions are those of training clips."""
-    train = clip_data.tokens(budget["clips"], budget["held"]).train
-    count = min(budget["samples"], len(train["top"]))
-    drawn = generate(model, ["top"], {"action": train["action"][:count]}, rows=budget["rows"], seeds=range(count))["top"]
-    real = train["top"].flatten(1)
-    _, _, axes = torch.pca_lowrank(real, q=COMPONENTS, niter=4)
-    return frechet(drawn.flatten(1) @ axes, real[-len(drawn) :] @ axes)
-

@@ -17,11 +17,13 @@ from uwm.bench.page import finite
 from uwm.core.config import ConfigError, unknown
 
 BENCHES = {
+    "ar-diffusion": "uwm.bench.ar_diffusion_bench",
     "control": "uwm.bench.control_bench",
     "delay": "uwm.bench.delay_bench",
     "fvdm": "uwm.bench.fvdm_bench",
     "loader": "uwm.bench.loader_bench",
     "modes": "uwm.bench.modes_bench",
+    "pusa": "uwm.bench.pusa_bench",
     "radd": "uwm.bench.radd_bench",
     "render": "uwm.bench.render_bench",
     "token-drop": "uwm.bench.token_drop_bench",

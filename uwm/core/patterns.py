@@ -77,6 +77,11 @@ def ptss(share: float) -> Rule:
     return levels
 
 
+def first_clean(frames: Tensor, batch: int, chunk: int, generator: Generator) -> Tensor:
+    """The first frame clean, one level for all others: the one task of going on from a frame, and no other."""
+    return torch.where(frames == frames.min(), 0.0, constant(frames, batch, chunk, generator))
+
+
 def _filled(value: float) -> Rule:
     return lambda frames, batch, chunk, generator: torch.full((batch, len(frames)), value)
 
@@ -88,6 +93,7 @@ RULES: dict[str, Rule] = {
     "ladder": ladder,
     "linear": linear,
     "fopp": fopp.levels,
+    "first_clean": first_clean,
     "given": _filled(0.0),
     "noise": _filled(1.0),
     "absent": _filled(1.0),

@@ -24,7 +24,7 @@ OPTIM = OptimConfig(rate=5e-3, weight_decay=0.0, warmup=10, final=0.1, clip=1.0,
 def adapt_levels(
     model: StreamModel,
     clean: Float[torch.Tensor, "E N S"],
-    rule: str = "independent",
+    pattern: Pattern = Pattern(video="independent"),  # noqa: B008
     rank: int = 16,
     steps: int = 200,
     batch: int = 32,
@@ -32,12 +32,12 @@ def adapt_levels(
     optim: OptimConfig = OPTIM,
     on_step: Callable[[int, dict], None] = lambda step, figures: None,
 ) -> Adapter:
-    """An adapter for levels drawn by `rule` along the frames of the video streams: independent ones are what Pusa found best.
+    """An adapter for levels drawn by `pattern`: independent ones along the frames of a video are what Pusa found best.
 
     `clean`: examples of the model's layout; Pusa takes samples of the model itself. Every token's error counts by itself before the
     mean is taken, so that a frame's weight meets its own frame. Everything random follows from `seed`.
     """
-    objective = StreamObjective((Pattern(video=rule),))
+    objective = StreamObjective((pattern,))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapter = Adapter(model, rank)
