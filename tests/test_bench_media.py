@@ -1,10 +1,14 @@
 """The benches of media: gates follow the figures, a paper's claim is told apart, and their data and texts are what they say."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
-from uwm.bench import clip_data, fvdm_bench, radd_bench, unidiffuser_bench
+from uwm.bench import ar_diffusion_bench, clip_data, fvdm_bench, pusa_bench, radd_bench, unidiffuser_bench
 from uwm.bench.gates import FAILS, HOLDS, NOT_REPRODUCED
+from uwm.media import judges
 from uwm_envs.clips import grammar
 
 
@@ -69,6 +73,61 @@ def test_unidiffuser_judges_the_joint_model_against_those_made_for_one_question(
     for changes, verdicts in cases:
         told = {gate.name: gate.verdict for gate in judged(unidiffuser(**changes))}
         assert verdicts.items() <= told.items(), changes
+
+
+def pusa(arm="random", **changes):
+    """Figures that satisfy every gate, with those of one arm changed."""
+    base = {"from_frame": 1.0, "between": 1.0, "frechet": 1.0, "sees_first": 0.1}
+    taught = {"from_frame": 0.4, "between": 0.4, "frechet": 1.05, "sees_first": 0.3, "share": 0.1, "changed_when_off": 0.0}
+    found = {"none": base, "random": taught, "ptss": taught, "first frame": {**taught, "between": 0.8}}
+    found[arm] = {**found[arm], **changes}
+    return {name: [figures] * 3 for name, figures in found.items()}
+
+
+def test_pusa_judges_the_adapted_model_against_the_one_it_was_and_a_fixed_pattern():
+    assert {gate.verdict for gate in pusa_bench.judged(pusa(), True)} == {HOLDS}
+    cases = (
+        (0, "random", {"from_frame": 0.6}, NOT_REPRODUCED), (1, "first frame", {"between": 0.3}, NOT_REPRODUCED),
+        (2, "random", {"frechet": 1.2}, NOT_REPRODUCED), (3, "random", {"sees_first": 0.05}, NOT_REPRODUCED),
+        (4, "ptss", {"changed_when_off": 1e-7}, FAILS), (5, "random", {"share": 0.2}, FAILS),
+    )  # fmt: skip
+    for place, arm, changes, verdict in cases:
+        assert pusa_bench.judged(pusa(arm, **changes), True)[place].verdict == verdict
+
+
+def ar_diffusion(arm="fopp", **changes):
+    gaps = {"tip, gap 4": 0.1, "tip, gap 12": 0.2, "calls, gap 4": 100, "calls, gap 12": 276}
+    found = {"overlap": {"tip": 0.15}, "independent": {"loss": 0.5, **gaps}, "fopp": {"loss": 0.4, **gaps}}
+    found[arm] = {**found[arm], **changes}
+    return {name: [figures] * 3 for name, figures in found.items()}
+
+
+def test_ar_diffusion_judges_a_gap_in_between_against_one_frame_after_the_other():
+    judged = lambda found: ar_diffusion_bench.judged(found, ar_diffusion_bench.FULL, True)  # noqa: E731
+    assert {gate.verdict for gate in judged(ar_diffusion())} == {HOLDS}
+    cases = (
+        (0, "independent", {"loss": 0.3}, NOT_REPRODUCED), (1, "fopp", {"tip, gap 4": 0.25}, NOT_REPRODUCED),
+        (2, "fopp", {"calls, gap 4": 300}, FAILS), (3, "overlap", {"tip": 0.05}, NOT_REPRODUCED),
+    )  # fmt: skip
+    for place, arm, changes, verdict in cases:
+        assert judged(ar_diffusion(arm, **changes))[place].verdict == verdict
+
+
+def test_the_tip_of_long_clips_is_measured_where_it_is():
+    told = judges.Judge(SimpleNamespace(predict=lambda frames: np.tile([0.3, 0.4], (len(frames), 1))), score=1.0)
+    whole, tips = torch.zeros(2, ar_diffusion_bench.LONG * 4, 24), np.zeros((2, ar_diffusion_bench.LONG, 2))
+    assert ar_diffusion_bench._apart(told, whole, tips) == pytest.approx(0.5)
+
+
+def test_what_a_held_frame_changes_is_nothing_in_a_model_that_has_learned_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(clip_data, "FOLDER", tmp_path)
+    clip_data.tokens.cache_clear()
+    budget = {**pusa_bench.QUICK, "clips": 12, "held": 4}
+    model = clip_data.model_of(0)  # its last layers are zero
+    assert pusa_bench._sees_first(model, budget) == 0.0
+    torch.nn.init.normal_(model.write["top"].weight)
+    assert pusa_bench._sees_first(model, budget) > 0.0
+    clip_data.tokens.cache_clear()
 
 
 def test_a_caption_is_right_when_it_can_be_read_and_names_what_moved():

@@ -58,7 +58,7 @@ def test_the_table_shows_metric_baseline_value_interval_gate_and_verdict(bench, 
 
 
 def test_an_unknown_bench_lists_what_exists():
-    with pytest.raises(ConfigError, match=r"did you mean 'modes'.*modes, radd, render"):
+    with pytest.raises(ConfigError, match=r"did you mean 'modes'.*modes, pusa, radd, render"):
         runner.main("mode")
 
 

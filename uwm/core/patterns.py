@@ -173,7 +173,8 @@ def draw(pattern: Pattern, layout: Layout, batch: int, generator: Generator) -> 
         name = getattr(pattern, kind)
         where = layout.mask(*layout.of_kind(kind)) & (layout.frame >= 0)
         level[:, where] = rule(name)(layout.frame[where], batch, pattern.chunk, generator).to(level.dtype)
-        role[:, where] = ROLE_OF_RULE.get(name, roles.ACTIVE)
+        # A frame that a rule holds clean has nothing to learn: it is given, whatever the others are.
+        role[:, where] = torch.where(level[:, where] == 0, roles.GIVEN, ROLE_OF_RULE.get(name, roles.ACTIVE)).to(role.dtype)
     if pattern.shared:
         level = torch.where(role == roles.ACTIVE, _uniform(batch, generator), level)
     if pattern.action != "absent":
