@@ -48,7 +48,7 @@ def unidiffuser(**changes):
     """What would satisfy every gate: the joint model as the dedicated ones, the one with a shared level far behind."""
     right = {"label to image": 0.9, "image to label": 0.95, "agree": 0.9, "label to image, guided": 0.95}
     wrong = {"label to image": 0.3, "image to label": 0.3}
-    error, caption = dict.fromkeys(("forward", "inverse", "policy", "video"), 0.3), {"caption": 0.8, "together": 0.4}
+    error, caption = dict.fromkeys(("forward", "inverse", "policy", "video"), 0.3), {"caption": 0.8, "together": 0.4, "told": 0.9}
     found = {f"digits, {arm}": right for arm in unidiffuser_bench.DIGIT_ARMS} | {"digits, shared level": wrong}
     found |= {f"robot, {arm}": error | caption for arm in unidiffuser_bench.ROBOT_ARMS}
     found["robot, shared level"] = dict.fromkeys(error, 0.9)
@@ -68,6 +68,7 @@ def test_unidiffuser_judges_the_joint_model_against_those_made_for_one_question(
         ({"policy": 0.4}, {"policy: error / of a model made for it": FAILS}),
         ({"inverse": 0.6}, {"inverse: error / of one shared level": NOT_REPRODUCED, "inverse: error / of a model made for it": FAILS}),
         ({"caption": 0.7}, {"caption: lost to a model made for it": FAILS}),
+        ({"told": 0.5}, {"frames and words drawn together: the words name the way": FAILS}),
         ({"together": 0.9}, {"actions and frames drawn together: tip apart / shuffled": FAILS}),
     )
     for changes, verdicts in cases:
@@ -133,6 +134,8 @@ def test_what_a_held_frame_changes_is_nothing_in_a_model_that_has_learned_nothin
 def test_a_caption_is_right_when_it_can_be_read_and_names_what_moved():
     said = "push the red block to the left and the blue block to top"
     assert all(unidiffuser_bench._names(said, wanted) for wanted in (["red", "left"], ["blue", "top"]))
+    assert unidiffuser_bench._goes(said, "top") and not unidiffuser_bench._goes(said, "right")
+    assert not unidiffuser_bench._goes("push", "top"), "what cannot be read names nothing"
     assert not unidiffuser_bench._names(said, ["red", "top"]) and not unidiffuser_bench._names(f"{said} then", ["red", "left"])
 
 

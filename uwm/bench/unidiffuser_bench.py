@@ -3,7 +3,7 @@
 | part | streams | questions |
 |---|---|---|
 | digits | 16 patches of an 8 x 8 digit, a label | label to image, image to label, both, image alone |
-| robot | a frame now, two later ones, 7 actions, 13 words of instruction | forward, inverse, policy, video, caption, actions and frames |
+| robot | a frame now, two later ones, 7 actions, 13 words of instruction | forward, inverse, policy, video, caption, and in pairs |
 
 The joint model has a level per modality (UniDiffuser, Bao et al. 2023). Beside it, with equal steps, size and data: a dedicated model
 per question, and a joint model whose modalities share one level (PAD, Guo et al. 2024), which never saw a clean condition.
@@ -76,6 +76,7 @@ QUESTIONS = {
     "video": (("later",), ()),
     "caption": (("text",), ("later",)),
     "both": (("later", "action"), ()),
+    "told": (("later", "text"), ()),
 }
 
 
@@ -121,6 +122,7 @@ def _judged_robot(found: experiment.Found, enough: bool) -> list[Gate]:
     return [
         *gates,
         gate("caption: lost to a model made for it", lost, "<=", 0.05, enough, "the parser, and the block that is pushed"),
+        gate("frames and words drawn together: the words name the way", joint("told"), ">=", 0.8, enough, "the judge, and the parser"),
         gate("actions and frames drawn together: tip apart / shuffled", joint("together"), "<=", 0.6, enough, "pairs of other draws"),
     ]
 
@@ -197,13 +199,18 @@ def _answer(question: str, drawn: dict[str, Tensor], held: dict[str, Tensor], da
     """Figures of one question's draws."""
     if question == "both":
         return _together(drawn, data)
+    if question == "told":
+        return _told(drawn, held, data)
     if question == "caption":
-        texts = [grammar.text_of(each) for each in drawn["text"].argmax(dim=2).tolist()]
-        right = [_names(text, clip.split()) for text, clip in zip(texts, _pushed(data.clips), strict=True)]
+        right = [_names(text, clip.split()) for text, clip in zip(_texts(drawn), _pushed(data.clips), strict=True)]
         return {"caption": float(np.mean(right))}
     name = QUESTIONS[question][0][0]
     guess = held["now"].repeat(1, len(LATER), 1) if name == "later" else held["action"].mean(dim=0, keepdim=True)
     return {question: float((drawn[name] - held[name]).square().mean() / (guess - held[name]).square().mean())}
+
+
+def _texts(drawn: dict[str, Tensor]) -> list[str]:
+    return [grammar.text_of(each) for each in drawn["text"].argmax(dim=2).tolist()]
 
 
 def _pushed(clips) -> list[str]:
@@ -215,6 +222,25 @@ def _names(text: str, wanted: list[str]) -> bool:
     """Whether an instruction can be read and one of its goals is the wanted one."""
     try:
         return any([goal.colour, goal.direction] == wanted for goal in grammar.parse_instruction(text))
+    except grammar.GrammarError:
+        return False
+
+
+def _told(drawn: dict[str, Tensor], held: dict[str, Tensor], data: clip_data.Tokens) -> dict[str, float]:
+    """Share of drawn texts that name the way in which the arm goes in the frames that were drawn with them."""
+    train = _streams(data.train, data.train_clips)
+    ways = np.array([clip.split()[1] for clip in _pushed(data.train_clips)])
+    judge = judges.of_classes(torch.cat([train["now"], train["later"]], dim=1), ways)
+    seen = judge(torch.cat([held["now"], drawn["later"]], dim=1))
+    agree = lambda texts: float(np.mean([_goes(text, way) for text, way in zip(texts, seen, strict=True)]))  # noqa: E731
+    texts = _texts(drawn)
+    return {"told": agree(texts), "told, of another draw": agree(texts[1:] + texts[:1]), "judge of ways": judge.score}
+
+
+def _goes(text: str, way: str) -> bool:
+    """Whether an instruction can be read and one of its goals lies that way."""
+    try:
+        return way in [goal.direction for goal in grammar.parse_instruction(text)]
     except grammar.GrammarError:
         return False
 
