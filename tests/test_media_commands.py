@@ -37,6 +37,11 @@ def test_drawn_clips_are_files_of_the_same_frames(folder):
     grammar.parse_instruction((folder / "real" / "0000.txt").read_text().strip())
 
 
+def test_clips_may_be_mujocos(tmp_path):
+    assert cli.main(["media", "draw", "--out", str(tmp_path), "--count", "1", "--world", "mujoco"]) == 0
+    assert frames_of(tmp_path / "0000.mp4").std() > 10
+
+
 def test_generate_follows_from_its_seed_and_keeps_the_text(folder, tmp_path):
     for out in ("one", "two"):
         told = ["media", "generate", str(folder / "model"), "--count", "2", "--rows", "3", "--text", SAID, "--out", str(tmp_path / out)]

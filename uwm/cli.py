@@ -183,6 +183,9 @@ def _media_parser(commands: Any) -> None:
     made["train"].add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the checkpoint goes")
     for name, value, what in (("clips", 2400, "clips to learn from"), ("steps", 3000, "training steps"), ("batch", 16, "clips a step")):
         made["train"].add_argument(f"--{name}", type=_positive, default=value, metavar="N", help=f"{what} (default: {value})")
+    for name in ("draw", "train"):
+        how = "what draws them: table, exact and plain (default), or mujoco, with its contacts and light"
+        made[name].add_argument("--world", choices=("table", "mujoco"), default="table", help=how)
     for name in ("generate", "interpolate", "extend", "caption", "gallery"):
         made[name].add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that `uwm media train` filled")
         made[name].add_argument("--rows", type=_positive, default=20, metavar="N", help="denoising steps (default: 20)")
@@ -291,7 +294,8 @@ def _options(command: str | None) -> list[str]:
     own = {
         "bench": ["--quick", "--out"], "import-checkpoint": ["--out", "--preset"], "explain": [], None: ["--version"],
         "convert": ["--to", "--from", "--workers", "--skip-bad", "--verify", "--option", "--set"],
-        "media": ["--out", "--count", "--seed", "--rows", "--text", "--guidance", "--clips", "--steps", "--batch", "--frames", "--overlap"],
+        "media": ["--out", "--count", "--seed", "--rows", "--text", "--guidance", "--clips", "--steps", "--batch", "--frames", "--overlap",
+                  "--world"],
         "data": ["--repair", "--sheet", "--all", "--json", "--episode", "--save", "--from", "--option", "--out"],
     }  # fmt: skip
     return [*own.get(command, ["--config"]), "--help", "--debug"]

@@ -46,7 +46,7 @@ def main(parsed: argparse.Namespace) -> int:
 
 def draw(parsed: argparse.Namespace) -> None:
     """Clips that the model was not trained on, to have pictures and videos to start from."""
-    clips = _clips(parsed.count, parsed.seed + HELD_OUT)
+    clips = _clips(parsed.count, parsed.seed + HELD_OUT, parsed.world)
     _write(parsed.out, torch.from_numpy(clips.frames[VIEW]), clips.instruction)
     for index, frames in enumerate(clips.frames[VIEW]):
         for name, frame in (("first", frames[0]), ("last", frames[-1])):
@@ -55,8 +55,8 @@ def draw(parsed: argparse.Namespace) -> None:
 
 def train(parsed: argparse.Namespace) -> None:
     """A model of clips. The same command goes on where it stopped."""
-    clips = _clips(parsed.clips, parsed.seed)
-    about = {"made_by": "uwm_envs.clips", "count": parsed.clips, "seed": parsed.seed, "view": VIEW}
+    clips = _clips(parsed.clips, parsed.seed, parsed.world)
+    about = {"made_by": "uwm_envs.clips", "world": parsed.world, "count": parsed.clips, "seed": parsed.seed, "view": VIEW}
     config = ClipTraining(steps=parsed.steps, batch=parsed.batch, seed=parsed.seed)
     with tqdm(total=config.steps, desc="train", unit="step") as bar:
 
@@ -143,7 +143,7 @@ def _caption(parsed: argparse.Namespace) -> None:
 def gallery(parsed: argparse.Namespace) -> None:
     """One page with everything that a model of clips does, beside real clips of another seed."""
     made = clip_model.load(parsed.checkpoint)
-    real = _clips(parsed.count, parsed.seed + HELD_OUT)
+    real = _clips(parsed.count, parsed.seed + HELD_OUT, made.about["world"])
     truth = torch.from_numpy(real.frames[VIEW])
     coded = made.pictures(made.tokens(truth))
     joint, texts = generated(made, parsed.count, parsed.seed, parsed.rows)
@@ -186,9 +186,9 @@ def _section(title: str, clips: Tensor, texts: Sequence[str] = ()) -> str:
     return f"<h2>{html.escape(title)}</h2>{''.join(figures)}"
 
 
-def _clips(count: int, seed: int) -> drawn.Clips:
+def _clips(count: int, seed: int, world: str) -> drawn.Clips:
     with tqdm(total=count, desc="clips", unit="clip") as bar:
-        return drawn.make(count, seed, FRAMES, SIDE, (VIEW,), on_clip=lambda index: bar.update())
+        return drawn.make(count, seed, FRAMES, SIDE, (VIEW,), world=world, on_clip=lambda index: bar.update())
 
 
 def _batches(count: int, seed: int, what: str) -> Iterator[list[int]]:

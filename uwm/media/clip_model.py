@@ -60,12 +60,13 @@ class ClipTraining:
 
 @dataclass(frozen=True)
 class ClipModel:
-    """`model` of the streams `top` and `text`; `pca` its pictures; `words` its vocabulary; `rate_hz` of its frames."""
+    """`model` of the streams `top` and `text`; `pca` its pictures; `words` its vocabulary; `rate_hz` of its frames; `about` its clips."""
 
     model: StreamModel
     pca: PatchPCA
     words: tuple[str, ...]
     rate_hz: float
+    about: Mapping[str, object]
 
     @property
     def frames(self) -> int:
@@ -127,7 +128,7 @@ def train(
     )
     backbone = BackboneConfig(config.width, config.depth, 4, registers=4, waist=32)
     model = initialised(StreamModelConfig(streams, "clean", noise_shift=2.0, backbone=backbone), config.seed)
-    made = ClipModel(model, pca, words, rate_hz)
+    made = ClipModel(model, pca, words, rate_hz, dict(about))
     # The same for every step: clips and words are small.
     clean = Layout(streams).pack({VIDEO: pca.encode(frames), TEXT: torch.cat([made.code(text) for text in texts])})
     how = TrainConfig(config.steps, config.batch, config.seed, "float32", config.save_every, optim=OPTIM)
@@ -152,7 +153,7 @@ def load(path: Path) -> ClipModel:
     model = StreamModel(from_mapping(StreamModelConfig, card["model"], f"{path}: model"))
     parts = {name: saved.average.pop(f"pca.{name}") for name in ("mean", "components", "spread")}
     model.load_state_dict(saved.average)
-    return ClipModel(model.eval(), PatchPCA(**parts, patch=card["patch"]), tuple(card["words"]), float(card["rate_hz"]))
+    return ClipModel(model.eval(), PatchPCA(**parts, patch=card["patch"]), tuple(card["words"]), float(card["rate_hz"]), card["clips"])
 
 
 def _save(out: Path, made: ClipModel, told: dict, state: TrainState) -> None:

@@ -2,6 +2,7 @@
 
     clips = make(64, seed=0)                                   seconds; the same arrays wherever it runs
     clips = make(2000, seed=0, cache=Path("runs/clips"))       drawn once, then read back
+    clips = make(64, seed=0, world="mujoco")                   with MuJoCo's contacts and renderer
 
 ```
 frame    0     1     2    ...   T - 1          frames, depth, segmentation, tip, blocks, proprio: T of each
@@ -12,9 +13,11 @@ action      0     1     2   ...                action, touched: T - 1 of each; a
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,40 +58,47 @@ def make(
     side: int = 32,
     views: Sequence[str] = tuple(cameras.CAMERAS),
     cache: Path | None = None,
+    world: str = "table",
     on_clip: Callable[[int], None] = lambda index: None,
 ) -> Clips:
-    """`count` clips; clip i follows from (seed, i) alone. ValueError for no clip, fewer than two frames, or an unknown camera.
+    """`count` clips; clip i follows from (seed, i) alone. ValueError for no clip, fewer than two frames, or an unknown camera or world.
 
-    `cache`: a folder where they are kept; a file that is damaged or of other settings is not used but made anew.
+    `cache`: a folder where they are kept; a file that is damaged or of other settings is not used but made anew. `world`: "table" is
+    plain numpy (`arm.py`, `cameras.py`), the same wherever it runs; "mujoco" is the same scene with dynamics (`scene.py`).
     """
+    if world not in WORLDS:
+        raise ValueError(f"clips are made in the worlds {list(WORLDS)}, got {world!r}")
     unknown = sorted(set(views) - set(cameras.CAMERAS))
     if unknown or not views:
         raise ValueError(f"cameras are {list(cameras.CAMERAS)}, got {unknown or 'none'}")
     if count < 1 or frames < 2 or side < 4 or seed < 0:
         raise ValueError(f"there must be a clip, two frames, four pixels and a seed >= 0, got {count}, {frames}, {side}, {seed}")
     told = {"version": VERSION, "count": count, "seed": seed, "frames": frames, "side": side, "views": list(views), "noise": NOISE}
+    told |= {} if world == "table" else {"world": world}
     file = None if cache is None else Path(cache) / f"clips-{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}.npz"
     kept = None if file is None else _read(file, told)
     if kept is not None:
         return kept
     parts = []
-    for index in range(count):
-        parts.append(_clip(np.random.default_rng([seed, index]), frames, side, views))
-        on_clip(index)
+    with WORLDS[world](side) as place:
+        for index in range(count):
+            parts.append(_clip(np.random.default_rng([seed, index]), frames, views, place))
+            on_clip(index)
     clips = _together(parts, side, views)
     if file is not None:
         _write(file, clips, told)
     return clips
 
 
-def _clip(generator: np.random.Generator, frames: int, side: int, views: Sequence[str]) -> dict:
+def _clip(generator: np.random.Generator, frames: int, views: Sequence[str], place: "Place") -> dict:
     goals = grammar.draw_instruction(generator)
     plan = grammar.draw_plan(goals, generator)
     goal = plan[0].goal  # what comes first in the plan is what is seen
-    table = arm.draw_table(generator, goal)
+    table, look = place(arm.draw_table(generator, goal))
     states, actions, touched = [], [], []
     for frame in range(frames):
-        states.append(_state(table, side, views))
+        seen = {name: look(name) for name in views}
+        states.append({"seen": seen, "proprio": table.proprio, "tip": table.tip.copy(), "blocks": table.blocks.copy()})
         if frame + 1 < frames:
             actions.append(arm.expert(table, goal) + generator.normal(0, NOISE, 2))
             table.move(actions[-1])
@@ -97,9 +107,32 @@ def _clip(generator: np.random.Generator, frames: int, side: int, views: Sequenc
             "instruction": grammar.say_instruction(goals), "plan": grammar.say_plan(plan)}  # fmt: skip
 
 
-def _state(table: arm.Table, side: int, views: Sequence[str]) -> dict:
-    seen = {name: cameras.picture(table, cameras.CAMERAS[name], side) for name in views}
-    return {"seen": seen, "proprio": table.proprio, "tip": table.tip.copy(), "blocks": table.blocks.copy()}
+# A world gives, for where things are at the beginning, what moves from there and `look(camera) -> (frame, depth, segmentation)`.
+Place = Callable[[arm.Table], tuple[Any, Callable]]
+
+
+@contextmanager
+def _drawn(side: int) -> Iterator[Place]:
+    yield lambda table: (table, lambda name: cameras.picture(table, cameras.CAMERAS[name], side))
+
+
+@contextmanager
+def _simulated(side: int) -> Iterator[Place]:
+    from uwm_envs.clips.scene import Scene
+
+    scene = Scene(side)
+
+    def place(table: arm.Table) -> tuple[Scene, Callable]:
+        scene.place(table)
+        return scene, scene.picture
+
+    try:
+        yield place
+    finally:
+        scene.close()
+
+
+WORLDS = {"table": _drawn, "mujoco": _simulated}
 
 
 def _together(parts: list[dict], side: int, views: Sequence[str]) -> Clips:
