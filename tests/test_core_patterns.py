@@ -20,14 +20,15 @@ FUTURE = LAYOUT.mask("action") & (LAYOUT.frame >= 0)
 PAST = LAYOUT.frame < 0
 VIDEO = LAYOUT.mask("top", "wrist")
 DRAWN = ("constant", "independent", "ladder", "linear", "fopp")
+EVEN = sorted(set(RULES) - {"first_clean", "goal", "goal_only", "film"})  # the same role for all frames
 
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("video", sorted(set(RULES) - {"first_clean"}))
-@pytest.mark.parametrize("action", sorted(set(RULES) - {"first_clean"}))
+@pytest.mark.parametrize("video", EVEN)
+@pytest.mark.parametrize("action", EVEN)
 def test_every_pair_of_rules_draws_levels_in_range_and_the_role_of_the_rule(action, video):
     drawn = draw(Pattern(action=action, video=video, chunk=2), LAYOUT, 64, seeded())
     for rule, where in ((action, FUTURE), (video, VIDEO)):
@@ -48,6 +49,18 @@ def test_a_clean_first_frame_is_given_and_the_others_have_one_level():
     assert not level[:, first].any() and set(role[:, first].flatten().tolist()) == {roles.GIVEN}
     assert (level[:, ~first] == level[:, ~first][:, :1]).all() and set(role[:, ~first].flatten().tolist()) == {roles.ACTIVE}
     assert float(level[:, ~first].min()) > 0 and len(set(level[:, ~first][:, 0].tolist())) == 64
+
+
+@pytest.mark.parametrize(("rule", "before_is"), [("goal", roles.ACTIVE), ("goal_only", roles.ABSENT), ("film", roles.GIVEN)])
+def test_a_goal_is_given_and_nothing_behind_it_is_there(rule, before_is):
+    drawn, frame = draw(Pattern(video=rule), LAYOUT, 300, seeded()), LAYOUT.frame[VIDEO]
+    level, role = drawn.level[:, VIDEO], drawn.role[:, VIDEO]
+    chosen = torch.where(role == roles.GIVEN, frame, -1).amax(dim=1)  # the last one that is given
+    assert chosen.unique().tolist() == frame.unique().tolist(), "every frame may be the goal"
+    before, behind = frame[None] < chosen[:, None], frame[None] > chosen[:, None]
+    assert not level[frame[None] == chosen[:, None]].any() and (role[behind] == roles.ABSENT).all() and (level[behind] == 1).all()
+    assert (role[before] == before_is).all()
+    assert patterns.teaches(Pattern(video=rule), ["video"]) == (rule == "goal")
 
 
 @given(seed=st.integers(0, 10**6), rule=st.sampled_from(DRAWN))
@@ -163,7 +176,7 @@ def test_absent_actions_are_never_committed():
     assert set(drawn.role[:, FUTURE].flatten().tolist()) == {roles.ABSENT}
 
 
-@pytest.mark.parametrize("action", sorted(set(RULES) - {"first_clean"}))
+@pytest.mark.parametrize("action", EVEN)
 def test_past_actions_are_clean_and_the_most_recent_ones_are_shown_in_every_number(action):
     drawn = draw(Pattern(action=action), LAYOUT, 900, seeded())
     role = drawn.role[:, PAST]

@@ -1,8 +1,13 @@
-"""Checkpoints that several benches measure: trained once, by the commands that a user would type."""
+"""Models that several benches measure: trained once, by the commands that a user would type, or of random weights."""
 
+import subprocess
+import sys
 from pathlib import Path
 
+import torch
+
 from uwm.learn.checkpoint import CheckpointError
+from uwm.nn.model import ModelConfig, UnifiedModel
 
 LIFT = (Path("runs/demo/model"), Path("runs/base/lift/model"))
 
@@ -13,3 +18,18 @@ def lift() -> Path:
     if found is None:
         raise CheckpointError(f"there is no checkpoint in {' or '.join(map(str, LIFT))}: `python3 run.py demo` or `uwm demo` makes one")
     return found
+
+
+def made(*command: str) -> None:
+    """Runs a command of this package or its data; such a command goes on where it stopped, and does nothing when it is done."""
+    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+
+
+def random_model(config: ModelConfig) -> UnifiedModel:
+    """A model with random weights: it moves, and knows nothing."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = UnifiedModel(config)
+        for parameter in model.write.parameters():
+            parameter.data.normal_(std=0.1)
+    return model.eval()

@@ -13,8 +13,6 @@ quick run drives the toy world with random weights: it tells of time (gaps, reac
 import hashlib
 import math
 import multiprocessing
-import subprocess
-import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 import uwm_envs
-from uwm.bench import experiment
+from uwm.bench import base, experiment
 from uwm.bench.gates import ROLLOUTS, Gate
 from uwm.bench.runner import Result
 from uwm.bench.seams import seams, smoothness
@@ -117,7 +115,7 @@ def pusht() -> Case:
     20 frames: 8 committed and a buffer of 3 x 4.
     """
     # Goes on where it stopped, and does nothing when it is done.
-    _made("datasets/make_pusht_state.py", "--episodes", str(EPISODES), "--out", str(PUSHT_DATA))
+    base.made("datasets/make_pusht_state.py", "--episodes", str(EPISODES), "--out", str(PUSHT_DATA))
     patterns = (
         Pattern(0.25, "ladder", "absent", chunk=4, rungs=3),
         Pattern(0.15, "ladder", "absent", chunk=4, committed=8, rungs=3, loose=0.4),
@@ -136,13 +134,9 @@ def lift() -> Case:
 
     18 frames: 9 committed and a buffer of 3 x 3, as `configs/patterns/actions.yaml` trains them.
     """
-    _made("-m", "uwm.cli", "collect", f"out={LIFT_DATA}", "episodes=400")
-    _made("-m", "uwm.cli", "train", f"data={LIFT_DATA}", f"out={LIFT}", *LIFT_TRAINING, "threads=1", "logger=off")
+    base.made("-m", "uwm.cli", "collect", f"out={LIFT_DATA}", "episodes=400")
+    base.made("-m", "uwm.cli", "train", f"data={LIFT_DATA}", f"out={LIFT}", *LIFT_TRAINING, "threads=1", "logger=off")
     return Case("Lift", str(LIFT / "model"), chunk=3, buffer=3, whole=6, loose=0.2)
-
-
-def _made(*command: str) -> None:
-    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
 
 
 def study(case: Case, chosen: list[Cell], seeds: list[int], workers: int) -> dict:
@@ -270,26 +264,19 @@ def reaction(ticks: list[Tick]) -> int:
 def judged(name: str, found: dict, enough: bool) -> list[Gate]:
     """Ours against itself without delay; beside it what naive switching does."""
     still, late, naive = (found[Cell(kind, delay).name] for kind, delay in (("committed", 0), ("committed", JUDGED), ("naive", JUDGED)))
-    difference = np.subtract(np.array(still["succeeded"], float), np.array(late["succeeded"], float))
-    half = 1.96 * float(difference.std(ddof=1)) / len(difference) ** 0.5
-    lost = round(float(difference.mean()), 9)  # in whole rollouts: 0.85 - 0.8 is not quite 0.05 in floating point
+    lost, interval = experiment.paired(np.subtract(np.array(still["succeeded"], float), np.array(late["succeeded"], float)))
     gaps = max(cell["gaps"] for cell in found.values() if cell["kind"] == "committed" and not cell["jitter"])
     ratio, other = late["jump_ratio"], naive["jump_ratio"]
     baseline = f"no delay, {still['success']:.2f}; naive {naive['success']:.2f}"
     return [
-        Gate(f"{name}: success lost at {JUDGED} ticks", lost, "<=", LOST, enough, baseline, (lost - half, lost + half)),
+        Gate(f"{name}: success lost at {JUDGED} ticks", lost, "<=", LOST, enough, baseline, interval),
         Gate(f"{name}: ticks without an action, any delay", gaps, "<=", 0.0, True, "every tick has one"),
         Gate(f"{name}: jump at borders / inside, {JUDGED} ticks", ratio, "<=", JUMP, enough, f"naive {other:.3g}", late["jump_interval"]),
     ]
 
 
 def random_model() -> UnifiedModel:
-    """A small model for the toy world with random weights: it moves, and knows nothing."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        backbone = BackboneConfig(width=16, depth=2, heads=2, registers=2, waist=8)
-        sizes = {"proprio_size": 2, "action_size": 2, "horizon": 16, "video_frames": (), "grid": 2}
-        model = UnifiedModel(ModelConfig(("agentview",), **sizes, backbone=backbone, autoencoder=AutoencoderConfig(32, 8, 2)))
-        for parameter in model.write.parameters():
-            parameter.data.normal_(std=0.1)
-    return model.eval()
+    """A small model for the toy world."""
+    backbone = BackboneConfig(width=16, depth=2, heads=2, registers=2, waist=8)
+    sizes = {"proprio_size": 2, "action_size": 2, "horizon": 16, "video_frames": (), "grid": 2}
+    return base.random_model(ModelConfig(("agentview",), **sizes, backbone=backbone, autoencoder=AutoencoderConfig(32, 8, 2)))

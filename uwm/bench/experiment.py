@@ -110,6 +110,13 @@ def gate(
     return Gate(name, mean, sense, limit, enough and len(numbers) >= len(SEEDS), baseline, interval, paper)
 
 
+def paired(differences: np.ndarray) -> tuple[float, tuple[float, float]]:
+    """The mean of differences of outcomes (0 or 1), pair by pair, and its 95 % interval."""
+    half = 1.96 * float(differences.std(ddof=1)) / len(differences) ** 0.5
+    mean = round(float(differences.mean()), 9)  # in whole pairs: 0.85 - 0.8 is not quite 0.05 in floating point
+    return mean, (mean - half, mean + half)
+
+
 def summary(found: Found) -> dict:
     """Mean and standard error of every figure of every arm, and the figures themselves."""
     plain = {arm: [name for name, value in runs[0].items() if isinstance(value, int | float)] for arm, runs in found.items()}

@@ -21,6 +21,7 @@ BENCHES = {
     "control": "uwm.bench.control_bench",
     "delay": "uwm.bench.delay_bench",
     "fvdm": "uwm.bench.fvdm_bench",
+    "goal-image": "uwm.bench.goal_image_bench",
     "loader": "uwm.bench.loader_bench",
     "modes": "uwm.bench.modes_bench",
     "pusa": "uwm.bench.pusa_bench",

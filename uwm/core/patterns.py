@@ -82,6 +82,30 @@ def first_clean(frames: Tensor, batch: int, chunk: int, generator: Generator) ->
     return torch.where(frames == frames.min(), 0.0, constant(frames, batch, chunk, generator))
 
 
+NOT_THERE = -1.0  # the level by which a rule says that a frame is absent
+
+
+def goal(frames: Tensor, batch: int, chunk: int, generator: Generator) -> Tensor:
+    """A goal among the frames, drawn evenly, is given; what lies before it has one level, what lies behind it is not there."""
+    return _up_to_goal(frames, batch, generator, constant(frames, batch, chunk, generator))
+
+
+def goal_only(frames: Tensor, batch: int, chunk: int, generator: Generator) -> Tensor:
+    """A goal among the frames, drawn evenly, is given, and no other frame is there: what a goal-conditioned policy sees."""
+    return _up_to_goal(frames, batch, generator, torch.full((batch, len(frames)), NOT_THERE))
+
+
+def film(frames: Tensor, batch: int, chunk: int, generator: Generator) -> Tensor:
+    """All frames up to a goal among them are given, what lies behind it is not there: inverse dynamics along a film of any length."""
+    return _up_to_goal(frames, batch, generator, torch.zeros(batch, len(frames)))
+
+
+def _up_to_goal(frames: Tensor, batch: int, generator: Generator, before: Tensor) -> Tensor:
+    there = frames.unique()
+    chosen = there[torch.randint(0, len(there), (batch, 1), generator=generator)]
+    return torch.where(frames[None] == chosen, 0.0, torch.where(frames[None] < chosen, before, NOT_THERE))
+
+
 def _filled(value: float) -> Rule:
     return lambda frames, batch, chunk, generator: torch.full((batch, len(frames)), value)
 
@@ -94,12 +118,16 @@ RULES: dict[str, Rule] = {
     "linear": linear,
     "fopp": fopp.levels,
     "first_clean": first_clean,
+    "goal": goal,
+    "goal_only": goal_only,
+    "film": film,
     "given": _filled(0.0),
     "noise": _filled(1.0),
     "absent": _filled(1.0),
 }
 MAKERS: dict[str, Callable[[float], Rule]] = {"ptss": ptss}
 ROLE_OF_RULE = {"given": roles.GIVEN, "noise": roles.GIVEN, "absent": roles.ABSENT}
+TEACH_NOTHING = {*ROLE_OF_RULE, "goal_only", "film"}
 
 
 def rule(name: str) -> Rule:
@@ -174,7 +202,9 @@ def draw(pattern: Pattern, layout: Layout, batch: int, generator: Generator) -> 
         where = layout.mask(*layout.of_kind(kind)) & (layout.frame >= 0)
         level[:, where] = rule(name)(layout.frame[where], batch, pattern.chunk, generator).to(level.dtype)
         # A frame that a rule holds clean has nothing to learn: it is given, whatever the others are.
-        role[:, where] = torch.where(level[:, where] == 0, roles.GIVEN, ROLE_OF_RULE.get(name, roles.ACTIVE)).to(role.dtype)
+        told = torch.where(level[:, where] == 0, roles.GIVEN, ROLE_OF_RULE.get(name, roles.ACTIVE))
+        role[:, where] = torch.where(level[:, where] == NOT_THERE, roles.ABSENT, told).to(role.dtype)
+        level[:, where] = torch.where(level[:, where] == NOT_THERE, 1.0, level[:, where])
     if pattern.shared:
         level = torch.where(role == roles.ACTIVE, _uniform(batch, generator), level)
     if pattern.action != "absent":
@@ -218,7 +248,7 @@ def _show_past(layout: Layout, level: Tensor, role: Tensor, generator: Generator
 
 def teaches(pattern: Pattern, kinds: Iterable[str]) -> bool:
     """Whether anything is denoised under a pattern where only these kinds of streams are there."""
-    return any(getattr(pattern, kind) not in ROLE_OF_RULE for kind in kinds)
+    return any(getattr(pattern, kind) not in TEACH_NOTHING for kind in kinds)
 
 
 def draw_mixture(
