@@ -33,12 +33,23 @@ def found(**late):
     return {bench.Cell(each["kind"], each["delay"], each["jitter"]).name: each for each in cells}
 
 
+LIFT = bench.Case("Lift", "", chunk=3, buffer=3, whole=6)
+
+
+def test_a_world_with_a_score_is_judged_by_it_too():
+    pusht, both = bench.Case("PushT", "", 4, 3, 5, full=0.9), found()
+    for name, score in (("committed, 0", 0.8), ("committed, 4", 0.74), ("naive, 4", 0.7)):
+        both[name] |= {"scores": [score] * 20}
+    success, score = bench.judged(pusht, both, True)[:2]
+    assert (success.verdict, score.verdict) == (HOLDS, FAILS) and score.value == pytest.approx(0.06) and "naive 0.70" in score.baseline
+
+
 def test_gates_follow_the_figures_and_success_needs_enough_episodes():
-    assert [gate.verdict for gate in bench.judged("x", found(), True)] == [HOLDS] * 3
-    assert [gate.verdict for gate in bench.judged("x", found(), False)] == [NOT_JUDGED, HOLDS, NOT_JUDGED]
+    assert [gate.verdict for gate in bench.judged(LIFT, found(), True)] == [HOLDS] * 3
+    assert [gate.verdict for gate in bench.judged(LIFT, found(), False)] == [NOT_JUDGED, HOLDS, NOT_JUDGED]
     for late, place in (({"successes": 17}, 0), ({"gaps": 0.1}, 1), ({"ratio": 1.3}, 2)):
-        assert bench.judged("x", found(**late), True)[place].verdict == FAILS
-    lost = bench.judged("x", found(), True)[0]
+        assert bench.judged(LIFT, found(**late), True)[place].verdict == FAILS
+    lost = bench.judged(LIFT, found(), True)[0]
     assert lost.value == pytest.approx(0.05) and lost.interval[0] < 0.05 < lost.interval[1]
 
 
