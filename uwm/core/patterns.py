@@ -9,6 +9,7 @@ given / constant  ..   .... .... .... ....        ######## ########    forward d
 ladder, rungs 3   ..   ..-- --== ==## ##                               the same behind a committed prefix of 2
 constant / given  ..   #### #### #### ####        ........ ........    inverse dynamics
 absent / constant      (not there)                ######## ########    video prediction, data without actions
+absent / goal          (not there)                ######## ........    the way to a goal image: what is behind it is not there
 ```
 
 Levels are continuous; the papers' tables of N entries are the special case of N equal steps.
