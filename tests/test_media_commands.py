@@ -109,7 +109,7 @@ def test_pictures_survive_the_models_tokens_as_far_as_the_components_reach(folde
     made = clip_model.load(folder / "model")
     real = torch.from_numpy(frames_of(folder / "real" / "0000.mp4"))[None]
     tokens = made.tokens(real)
-    assert tokens.shape == (1, 8 * 4, 24) and made.side == 32 and made.frames == 8
+    assert tokens.shape == (1, 8 * 4, 96) and made.side == 32 and made.frames == 8
     assert torch.allclose(made.tokens(made.pictures(tokens)), tokens, atol=0.2), "components are a projection, up to rounding"
     assert made.model.layout.names == (VIDEO, TEXT)
 

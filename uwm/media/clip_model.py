@@ -53,8 +53,8 @@ class ClipTraining:
     seed: int = 0
     save_every: int = 200
     patch: int = 16
-    size: int = 24
-    width: int = 64
+    size: int = 96
+    width: int = 96
     depth: int = 6
 
 
