@@ -11,6 +11,9 @@ HEAD = """# Results of full runs
 Made by `python -m uwm.bench.results_table` from the JSON files in this folder; each was written by the
 command in its section with `--out docs/results/NAME.json`. *Not judged* means that the
 evidence was too thin; *does not hold* is a result too.
+
+What a small model of clips generates, fills in, goes on with and says: [gallery.html](gallery.html), made by
+`uwm media train --out runs/clips` (five minutes on a core) and `uwm media gallery runs/clips --count 3 --out docs/results/gallery.html`.
 """
 
 
