@@ -116,8 +116,11 @@ def test_ar_diffusion_judges_a_gap_in_between_against_one_frame_after_the_other(
 
 def test_the_tip_of_long_clips_is_measured_where_it_is():
     told = judges.Judge(SimpleNamespace(predict=lambda frames: np.tile([0.3, 0.4], (len(frames), 1))), score=1.0)
-    whole, tips = torch.zeros(2, ar_diffusion_bench.LONG * 4, 24), np.zeros((2, ar_diffusion_bench.LONG, 2))
-    assert ar_diffusion_bench._apart(told, whole, tips) == pytest.approx(0.5)
+    length = ar_diffusion_bench.LONG
+    whole, tips = torch.zeros(2, length * 4, 24), np.tile([0.3, 0.4], (2, length, 1))
+    tips[:, -1] = 0.0
+    assert clip_data.tips_apart(told, whole, tips) == pytest.approx([0.0] * (length - 1) + [0.5])
+    assert ar_diffusion_bench._at_the_end(told, whole, tips) == pytest.approx(0.5 / clip_data.FRAMES)
 
 
 def test_what_a_held_frame_changes_is_nothing_in_a_model_that_has_learned_nothing(tmp_path, monkeypatch):

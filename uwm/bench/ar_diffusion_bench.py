@@ -70,7 +70,7 @@ def measured(budget: dict, arm: str, seed: int) -> dict:
     causal = {} if arm == "overlap" else {"streams": CAUSAL, "registers": 0}
     model = clip_data.trained(budget, Pattern(video=ARMS[arm], action="given"), seed, **causal)
     data, long = clip_data.tokens(budget["clips"], budget["held"]), clip_data.longer(budget["clips"], budget["held"], LONG)
-    where = _judge(budget)
+    where = clip_data.judge_of_places(data)
     begin, tips = long.held["top"][:, : KNOWN * PER_FRAME], long.clips.tip
     found = {"judge of places": where.score}
     if arm == "overlap":
@@ -78,7 +78,7 @@ def measured(budget: dict, arm: str, seed: int) -> dict:
         whole = video.from_frame(model, {"top": begin[:, :PER_FRAME]}, range(len(begin)), rows=budget["rows"],
                                  given={"action": given["action"][:, :FRAMES]})["top"]  # fmt: skip
         whole = video.go_on(model, {"top": whole}, LONG - FRAMES, OVERLAP, range(len(begin)), given, rows=budget["rows"])["top"]
-        return found | {"tip": _apart(where, whole, tips)}
+        return found | {"tip": _at_the_end(where, whole, tips)}
     pattern = Pattern(video="fopp", action="given")
     clean = clip_data.packed(data.held)
     generator = torch.Generator().manual_seed(0)
@@ -89,19 +89,11 @@ def measured(budget: dict, arm: str, seed: int) -> dict:
     for gap in budget["gaps"]:
         frames = list(rollout(model, {"top": begin}, LONG - KNOWN, conditions, gap, budget["rows"], FRAMES, range(len(begin))))
         whole = torch.cat([begin, *(each.values["top"] for each in frames)], dim=1)
-        found |= {f"tip, gap {gap}": _apart(where, whole, tips), f"calls, gap {gap}": frames[-1].calls,
+        found |= {f"tip, gap {gap}": _at_the_end(where, whole, tips), f"calls, gap {gap}": frames[-1].calls,
                   f"calls of the first, gap {gap}": frames[0].calls}  # fmt: skip
     return found
 
 
-def _judge(budget: dict) -> judges.Judge:
-    data = clip_data.tokens(budget["clips"], budget["held"])
-    frames = data.train["top"].unflatten(1, (FRAMES, PER_FRAME)).flatten(0, 1)
-    return judges.of_places(frames, data.train_clips.tip.reshape(-1, 2))
-
-
-def _apart(judge: judges.Judge, whole: Tensor, tips: np.ndarray) -> float:
-    """Mean distance of the tip from where it is, over the last `FRAMES` of long clips."""
-    last = whole.unflatten(1, (LONG, PER_FRAME))[:, -FRAMES:]
-    seen = judge(last.flatten(0, 1)).reshape(len(whole), FRAMES, 2)
-    return float(np.linalg.norm(seen - tips[:, -FRAMES:], axis=2).mean())
+def _at_the_end(judge: judges.Judge, whole: Tensor, tips: np.ndarray) -> float:
+    """Mean distance of the tip from where it was, over the last `FRAMES` of long clips."""
+    return float(clip_data.tips_apart(judge, whole, tips)[-FRAMES:].mean())

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from uwm.core.streams import Layout, Stream
 from uwm.learn.fit import fit
 from uwm.learn.optim import OptimConfig
 from uwm.learn.stream_objective import StreamObjective
-from uwm.media import latents
+from uwm.media import judges, latents
 from uwm.media.latents import PatchPCA
 from uwm.media.metrics import frechet
 from uwm.nn.backbone import BackboneConfig
@@ -102,3 +103,14 @@ def frechet_of(model: StreamModel, budget: dict) -> float:
     real = train["top"].flatten(1)
     _, _, axes = torch.pca_lowrank(real, q=COMPONENTS, niter=4)
     return frechet(drawn.flatten(1) @ axes, real[-len(drawn) :] @ axes)
+
+
+def judge_of_places(data: Tokens) -> judges.Judge:
+    """Tells where the arm's tip is in the tokens of a frame; it knows real frames only."""
+    return judges.of_places(data.train["top"].unflatten(1, (FRAMES, PER_FRAME)).flatten(0, 1), data.train_clips.tip.reshape(-1, 2))
+
+
+def tips_apart(judge: judges.Judge, whole: Tensor, tips: np.ndarray) -> np.ndarray:
+    """Mean distance, frame by frame (F,), in metres, of the tip from where it was: tokens (B, F * n, S), places (B, F, 2)."""
+    frames = whole.unflatten(1, (tips.shape[1], PER_FRAME))
+    return np.linalg.norm(judge(frames.flatten(0, 1)).reshape(tips.shape) - tips, axis=2).mean(axis=0)

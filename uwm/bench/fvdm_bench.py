@@ -8,6 +8,7 @@
 
 Clips of a pushing arm, 8 frames, camera above, the actions given. A model of one level knows frames by replacement (known frames are
 overwritten, noised anew, at every row); a model of frame levels holds them clean. Errors are of latents, whose mean square is 1.
+Beside the gates: how far the arm's tip drifts over four parts, each begun with the last two frames of the one before.
 """
 
 from functools import partial
@@ -31,10 +32,11 @@ from uwm.sample.randomness import Randomness
 from uwm.sample.replacement import replaced
 from uwm.sample.steps import by_stream, ddim
 
+OVERLAP = 2
 CLAIM = "Frame-wise levels: a video model begins from a frame and fills in between two, better than by replacement, held frames exact."
 ARMS = {"scalar": "ptss(0)", "ptss": "ptss(0.2)", "independent": "ptss(1)"}
-FULL = {"clips": 2400, "held": 64, "steps": 1200, "batch": 16, "rows": 12, "samples": 128}
-QUICK = {"clips": 64, "held": 8, "steps": 30, "batch": 8, "rows": 4, "samples": 40}
+FULL = {"clips": 2400, "held": 64, "steps": 1200, "batch": 16, "rows": 12, "samples": 128, "parts": 4}
+QUICK = {"clips": 64, "held": 8, "steps": 30, "batch": 8, "rows": 4, "samples": 40, "parts": 2}
 
 
 def run(quick: bool, out: Path | None) -> Result:
@@ -80,7 +82,19 @@ def measured(budget: dict, rule: str, seed: int) -> dict:
         "between_replaced": error(_replaced(model, true, given, (0, FRAMES - 1), rows), true, (middle,)),
         "held_moved": float((frame(begun, 0) - first).abs().max() + (frame(filled, FRAMES - 1) - last).abs().max()),
         "frechet": clip_data.frechet_of(model, budget), "floor_psnr": data.pca.floor(torch.from_numpy(data.clips.frames["top"])),
+        **_drift(model, budget),
     }  # fmt: skip
+
+
+def _drift(model: StreamModel, budget: dict) -> dict[str, float]:
+    """Distance of the tip, in metres, at the end of every part of a long clip whose first two frames are known."""
+    data, fresh = clip_data.tokens(budget["clips"], budget["held"]), FRAMES - OVERLAP
+    long = clip_data.longer(budget["clips"], budget["held"], OVERLAP + budget["parts"] * fresh)
+    begin = {"top": long.held["top"][:, : OVERLAP * PER_FRAME]}
+    given, seeds = {"action": long.held["action"]}, range(len(begin["top"]))
+    whole = video.go_on(model, begin, budget["parts"] * fresh, OVERLAP, seeds, given, rows=budget["rows"])["top"]
+    apart = clip_data.tips_apart(clip_data.judge_of_places(data), whole, long.clips.tip)
+    return {f"tip, part {part + 1}": float(apart[OVERLAP + (part + 1) * fresh - 1]) for part in range(budget["parts"])}
 
 
 def _replaced(model: StreamModel, true: Tensor, given: dict[str, Tensor], places: tuple[int, ...], rows: int) -> Tensor:

@@ -247,8 +247,7 @@ def _goes(text: str, way: str) -> bool:
 
 def _together(drawn: dict[str, Tensor], data: clip_data.Tokens) -> dict[str, float]:
     """Distance of the tip in drawn last frames from where drawn actions lead, over that of pairs of different draws."""
-    frames = lambda tokens: tokens.unflatten(1, (clip_data.FRAMES, -1)).flatten(0, 1)  # noqa: E731
-    judge = judges.of_places(frames(data.train["top"]), data.train_clips.tip.reshape(-1, 2))
+    judge = clip_data.judge_of_places(data)
     size = SEEN.frame_tokens
     seen = judge(drawn["later"][:, -size:])
     led = data.clips.tip[:, 0] + drawn["action"].sum(dim=1).numpy() * clip_data.ACTION_SCALE
