@@ -6,7 +6,8 @@ import torch
 from uwm.learn.objective import Batch
 from uwm.nn.autoencoder import AutoencoderConfig
 from uwm.nn.backbone import BackboneConfig
-from uwm.nn.model import ModelConfig, Observation, UnifiedModel
+from uwm.nn.model import UnifiedModel
+from uwm.nn.robot_model import ModelConfig, Observation
 
 CONFIG = ModelConfig(
     cameras=("left", "right"), proprio_size=5, action_size=3, past=2, horizon=8, video_frames=(3, 6), grid=2,

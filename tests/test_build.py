@@ -254,7 +254,7 @@ def test_a_checkpoint_acts_without_its_training_run(trained):
     assert card["step"] == 4 and model.config.cameras == ("agentview", "wrist") and not model.training
 
 
-@pytest.mark.parametrize("size", ["tiny", "small", "uwm-libero"])
+@pytest.mark.parametrize("size", ["tiny", "small", "uwm-libero", "sdp-state"])
 def test_every_model_config_explains_itself_without_a_store(size, tmp_path, capfd):
     assert cli.main(["explain", "train", f"model={size}", f"data={tmp_path / 'none.zarr'}"]) == 0
     assert "tokens; observed tokens are block 0" in capfd.readouterr().out

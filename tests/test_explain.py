@@ -10,7 +10,6 @@ from uwm import explain
 from uwm.core.patterns import Pattern
 from uwm.core.streams import Layout
 from uwm.learn.objective import ObjectiveConfig
-from uwm.nn.model import parameter_share
 from uwm.robot.policy import Policy, PolicyConfig
 
 POLICY = PolicyConfig(rows=4, chunk=2, chunks=4)
@@ -32,7 +31,7 @@ def test_parameters_are_the_models(text, model):
     backbone = sum(p.numel() for p in model.backbone.parameters())
     assert re.search(rf"^total +{total:,} ", text, re.M)
     assert re.search(rf"^backbone +{backbone:,} ", text, re.M)
-    assert f"modulation: {100 * parameter_share(model)['modulation_share']:.1f} %" in text
+    assert f"modulation: {100 * model.modulation_share:.1f} %" in text
 
 
 def test_tokens_and_shares_are_those_of_the_layout_and_the_mixture(text, model):

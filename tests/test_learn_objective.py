@@ -11,7 +11,7 @@ from uwm.learn import objective
 from uwm.learn.augment import AugmentConfig, augment
 from uwm.learn.objective import ObjectiveConfig, loss
 from uwm.learn.optim import Average, OptimConfig, rate_at
-from uwm.nn.model import Observation
+from uwm.nn.robot_model import Observation
 
 
 def _loss(net, batch, patterns=tiny.PATTERNS, draws=2, seed=0):

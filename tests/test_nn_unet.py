@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from oracle import unchecked_shapes
-from uwm.nn.unet import FILMS, UNet, UNetConfig
+from uwm.nn.unet import FILMS, UNet, UNetSizes
 
-SMALL = {"action_size": 2, "condition": 5, "horizon": 12, "widths": (16, 32, 64), "level_size": 16}
+SMALL = {"widths": (16, 32, 64), "level_size": 16}
 
 
-def million(config):
+def million(sizes, condition):
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in UNet(config).parameters()) / 1e6
+        return sum(parameter.numel() for parameter in UNet(sizes, 2, condition, 20).parameters()) / 1e6
 
 
 @pytest.mark.parametrize(
@@ -24,12 +24,12 @@ def million(config):
     ],
 )
 def test_it_has_the_parameters_of_the_papers_code(film, condition, widths, level_size, paper):
-    assert million(UNetConfig(2, condition, 20, widths, level_size, film)) == pytest.approx(paper, rel=0.001)
+    assert million(UNetSizes(widths, level_size, film=film), condition) == pytest.approx(paper, rel=0.001)
 
 
 def asked(film, level, count=12, condition=0.0):
     torch.manual_seed(0)
-    net = UNet(UNetConfig(**SMALL, film=film)).eval()
+    net = UNet(UNetSizes(**SMALL, film=film), 2, 5, 12).eval()
     x = torch.randn(2, count, 2, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         return net(x, torch.as_tensor(level).expand(2, count), torch.full((2, 5), condition))
@@ -56,6 +56,8 @@ def test_what_it_does_not_know_is_refused():
     with pytest.raises(ValueError, match="built for 12 actions, got 8"):
         asked("flat", 0.5, 8)
     with unchecked_shapes():
-        for wrong in ({"film": "all"}, {"widths": (12,)}, {"widths": ()}, {"level_size": 3}, {"horizon": 0}):
+        for wrong in ({"film": "all"}, {"widths": (12,)}, {"widths": ()}, {"level_size": 3}, {"feature": 0}):
             with pytest.raises(ValueError, match="must be"):
-                UNetConfig(**{**SMALL, **wrong})
+                UNetSizes(**{**SMALL, **wrong})
+        with pytest.raises(ValueError, match="must be positive"):
+            UNet(UNetSizes(**SMALL), 2, 5, 0)

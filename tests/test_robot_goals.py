@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import tiny
-from uwm.nn.model import Observation
+from uwm.nn.robot_model import Observation
 from uwm.robot import goals
 from uwm.robot.goals import GoalPolicy
 

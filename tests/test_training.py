@@ -20,7 +20,8 @@ from uwm.learn.checkpoint import CheckpointError, refuse_mismatch
 from uwm.learn.logs import Log, read
 from uwm.learn.loop import generator_at
 from uwm.learn.objective import ObjectiveConfig, loss
-from uwm.nn.model import Observation, UnifiedModel
+from uwm.nn.model import UnifiedModel
+from uwm.nn.robot_model import Observation
 from uwm.robot.policy import Policy, PolicyConfig
 from uwm.runs import TrainRun
 from uwm_data import EpisodeStore, StreamSpec, conversion

@@ -7,7 +7,8 @@ from uwm.core.patterns import Pattern
 from uwm.learn.objective import Batch
 from uwm.nn.autoencoder import AutoencoderConfig
 from uwm.nn.backbone import BackboneConfig
-from uwm.nn.model import ModelConfig, Observation, UnifiedModel
+from uwm.nn.model import UnifiedModel
+from uwm.nn.robot_model import ModelConfig, Observation
 from uwm.nn.stream_model import StreamModel, StreamModelConfig, initialised
 
 CAMERAS = ("agentview", "wrist")

@@ -20,7 +20,7 @@ import torch
 from uwm.core.config import ConfigError, from_mapping
 from uwm.data import TrainingData, members_of
 from uwm.learn import checkpoint as checkpoints
-from uwm.nn.model import ModelConfig, Observation
+from uwm.nn.robot_model import ModelConfig, Observation
 from uwm.robot import evaluate as evaluation
 from uwm.robot.collect import Episode
 from uwm.robot.collect import collect as run_collection

@@ -10,7 +10,7 @@ from torch import Tensor
 from uwm.core import patterns
 from uwm.core.config import ConfigError
 from uwm.dataset import DEFAULT_SIDE, Dataset
-from uwm.nn.model import Member, ModelConfig, UnifiedModel
+from uwm.nn.robot_model import Member, ModelConfig, RobotModel
 from uwm.runs import MemberConfig, TrainRun
 from uwm.windows import MixtureWindows, ModelWindows, WindowConfig, rates_of
 
@@ -142,13 +142,13 @@ class TrainingData:
         weights = (config.tasks or {}) if config.by == "task" else {member.name: member.weight for member in config.members}
         return uwm_data.Mixture(of_windows, config.by, weights, self.run.train.seed)
 
-    def windows(self, model: UnifiedModel) -> ModelWindows | MixtureWindows:
+    def windows(self, model: RobotModel) -> ModelWindows | MixtureWindows:
         """Training windows."""
         if not self.is_mixture:
             return self.windows_of(self.first, model, self.first.training)
         return MixtureWindows({data.name: self.windows_of(data, model, data.training) for data in self.datasets}, self.mixture())
 
-    def windows_of(self, data: Dataset, model: UnifiedModel, episodes: list[int]) -> ModelWindows:
+    def windows_of(self, data: Dataset, model: RobotModel, episodes: list[int]) -> ModelWindows:
         """Windows of some episodes of one dataset."""
         return ModelWindows(data, model, episodes, window_config(self.run, self.rate_hz), data.name if self.is_mixture else "")
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -14,7 +15,8 @@ from uwm.core.config import to_mapping
 from uwm.core.streams import Layout
 from uwm.data import TrainingData
 from uwm.learn.objective import ObjectiveConfig
-from uwm.nn.model import ModelConfig, Observation, UnifiedModel, parameter_share
+from uwm.nn import trunks
+from uwm.nn.robot_model import ModelConfig, Observation, RobotModel
 from uwm.robot.policy import PolicyConfig
 
 PICTURE_ROWS = 3  # a plan is drawn with few rows: its shape does not depend on their number
@@ -28,7 +30,7 @@ def explain(model_config: ModelConfig, objective: ObjectiveConfig, policy: Polic
 
     Raises ValueError when the policy's horizon is not one that the model is trained on.
     """
-    model = UnifiedModel(model_config).eval()
+    model = trunks.make(model_config).eval()
     parts = [
         *([("Data", _data(data))] if data else []),
         ("Streams", _streams(model)),
@@ -71,12 +73,12 @@ def _data(data: TrainingData) -> str:
     return _columns(rows, (2, 3, 4, 5, 6)) + f"\nthe model ticks at {data.rate_hz:g} Hz and sees {data.side} x {data.side} pixels"
 
 
-def _streams(model: UnifiedModel) -> str:
+def _streams(model: RobotModel) -> str:
     config = model.config
     rows = [("stream", "kind", "ticks", "grid", "tokens", "numbers each")]
-    grid = f"{config.grid} x {config.grid}, keypoints"
-    rows += [(f"see {name}", "observed", "0", grid, model.see[name].tokens, config.backbone.width) for name in config.cameras]
-    rows += [("feel proprioception", "observed", "0", "1 x 1", 1, config.backbone.width)]
+    grid, width = f"{config.grid} x {config.grid}, keypoints", model.width
+    rows += [(f"see {name}", "observed", "0", grid, model.see[name].tokens, width) for name in config.cameras]
+    rows += [("feel proprioception", "observed", "0", "1 x 1", 1, width)]
     rows += [(s.name, s.kind, _span(s.frames), f"{s.grid[0]} x {s.grid[1]}", s.tokens, s.size) for s in model.layout.streams]
     return _columns(rows, (4, 5))
 
@@ -110,23 +112,28 @@ def streaming_picture(layout: Layout, policy: PolicyConfig) -> str:
     return f"\n        first {ladder.chunk} actions are sent, the buffer rolls\n".join(parts)
 
 
-def _parameters(model: UnifiedModel) -> str:
-    share, total = parameter_share(model), sum(p.numel() for p in model.parameters())
-    count = {name: share[name] for name, _ in model.named_children() if share[name]}
-    count["tags of streams"] = total - sum(count.values())
+def _parameters(model: RobotModel) -> str:
+    count = {name: number for name, child in model.named_children() if (number := _size(child))}
+    total = _size(model)
+    count["tags and blanks"] = total - sum(count.values())
     rows = [(name, f"{number:,}", f"{100 * number / total:.1f} %") for name, number in count.items()]
     rows.append(("total", f"{total:,}", "100.0 %"))
-    return _columns(rows, (1, 2)) + f"\nmodulation: {100 * share['modulation_share']:.1f} % of the backbone"
+    return _columns(rows, (1, 2)) + f"\nmodulation: {100 * model.modulation_share:.1f} % of the {model.config.trunk}"
 
 
-def count_flops(model: UnifiedModel, layout: Layout) -> int:
+def _size(module: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def count_flops(model: RobotModel, layout: Layout) -> int:
     """FLOPs of one network call on a layout, batch of 1, without encoding the observation."""
     prefix = model.encode(example_observation(model))
     x, level = torch.zeros(1, layout.tokens, layout.size), torch.zeros(1, layout.tokens)
     return counted(lambda: model(x, level, roles.full(1, layout.tokens), layout, prefix))
 
 
-def count_encoding_flops(model: UnifiedModel) -> int:
+def count_encoding_flops(model: RobotModel) -> int:
     """FLOPs of encoding one observation."""
     observation = example_observation(model)
     return counted(lambda: model.encode(observation))
@@ -141,19 +148,19 @@ def counted(call: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def example_observation(model: UnifiedModel) -> Observation:
+def example_observation(model: RobotModel) -> Observation:
     """A black observation of one sample, in the sizes that the model expects."""
     config = model.config
     side = config.autoencoder.image_size
     return Observation({name: torch.zeros(1, 3, side, side) for name in config.cameras}, torch.zeros(1, model.normalise_proprio.size))
 
 
-def policy_layout(model: UnifiedModel, policy: PolicyConfig) -> Layout:
+def policy_layout(model: RobotModel, policy: PolicyConfig) -> Layout:
     """The row of tokens of a policy's call: its actions only, since the video is deleted."""
     return Layout((policy.ladder.stream(model.layout["action"]),))
 
 
-def _flops(model: UnifiedModel, policy: PolicyConfig) -> str:
+def _flops(model: RobotModel, policy: PolicyConfig) -> str:
     video, action = model.layout.of_kind("video"), model.layout.of_kind("action")
     rows = [("encoding an observation", "", count_encoding_flops(model))]
     own = policy_layout(model, policy)

@@ -11,7 +11,8 @@ from uwm.learn.loop import TrainConfig
 from uwm.nn.autoencoder import AutoencoderConfig
 from uwm.nn.backbone import BackboneConfig
 from uwm.nn.codecs import NormaliseConfig
-from uwm.nn.model import Member, ModelConfig
+from uwm.nn.robot_model import Member, ModelConfig
+from uwm.nn.unet import UNetSizes
 from uwm.robot.chunking import ChunkingConfig
 from uwm.robot.policy import PolicyConfig
 from uwm.robot.safety import SafetyConfig
@@ -60,6 +61,8 @@ class SizeConfig:
     latent_channels: int = 24
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
+    trunk: str = "transformer"
+    unet: UNetSizes = field(default_factory=UNetSizes)
 
     def model(
         self, cameras: tuple[str, ...], proprio_size: int, action_size: int, image_size: int, members: tuple[Member, ...] = ()

@@ -20,7 +20,8 @@ from uwm.learn.logs import Log
 from uwm.learn.loop import PRECISIONS, TrainState, generator_at, restore
 from uwm.learn.loop import train as run_training
 from uwm.learn.objective import Batch
-from uwm.nn.model import ModelConfig, UnifiedModel
+from uwm.nn import trunks
+from uwm.nn.robot_model import ModelConfig, RobotModel
 from uwm.runs import TrainRun
 from uwm.windows import MixtureWindows, ModelWindows
 
@@ -38,7 +39,7 @@ def train(run: TrainRun) -> Path:
     if run.threads:
         torch.set_num_threads(run.threads)
     torch.manual_seed(run.train.seed)
-    model = UnifiedModel(data.model_config())
+    model = trunks.make(data.model_config())
     state = TrainState.fresh(model, run.train)
     with Log(Path(run.out), run.logger, to_mapping(run), resume=about is not None) as log:
         if about is None:
@@ -54,7 +55,7 @@ def train(run: TrainRun) -> Path:
     return out
 
 
-def _prepare(model: UnifiedModel, data: TrainingData, log: Log) -> None:
+def _prepare(model: RobotModel, data: TrainingData, log: Log) -> None:
     """Normalisers from statistics, then the autoencoder's own training."""
     _fit(model, data)
     if not data.films:
@@ -67,7 +68,7 @@ def _prepare(model: UnifiedModel, data: TrainingData, log: Log) -> None:
     )  # fmt: skip
 
 
-def _fit(model: UnifiedModel, data: TrainingData) -> None:
+def _fit(model: RobotModel, data: TrainingData) -> None:
     members = {each.name: own for each, own in zip(model.config.members, model.members, strict=True)}
     for name, found in data.statistics.items():
         targets = (members[name].action, members[name].proprio) if members else (model.normalise_action, model.normalise_proprio)
@@ -133,7 +134,7 @@ def _member_cards(card: dict) -> dict[str, dict]:
     return card.get("members") or {ONLY: card}
 
 
-def _save(out: Path, data: TrainingData, model: UnifiedModel, windows: ModelWindows | MixtureWindows, state: TrainState) -> None:
+def _save(out: Path, data: TrainingData, model: RobotModel, windows: ModelWindows | MixtureWindows, state: TrainState) -> None:
     run, members = data.run, data.cards()
     card = {**members[data.first.name], "episodes_held_out": data.first.held_out, "model": to_mapping(model.config)}
     card |= {"split_seed": run.train.seed, "validation": run.validation, "normalise": to_mapping(run.model.normalise)}
@@ -150,7 +151,7 @@ def _save(out: Path, data: TrainingData, model: UnifiedModel, windows: ModelWind
 # ---------------------------------------------------------------------------------------------------- checkpoints as models
 
 
-def load_model(path: str | Path, member: str = "") -> tuple[UnifiedModel, dict]:
+def load_model(path: str | Path, member: str = "") -> tuple[RobotModel, dict]:
     """A checkpoint's averaged weights, ready to act, and its card. Needs the core packages only.
 
     `member`: whose robot of a mixture it acts for, by default that of the first member with actions.
@@ -158,7 +159,7 @@ def load_model(path: str | Path, member: str = "") -> tuple[UnifiedModel, dict]:
     saved = checkpoints.load(Path(path))
     if saved.card.get("kind") == "clips":
         raise checkpoints.CheckpointError(f"{path} is a model of clips: `uwm media` takes it")
-    model = UnifiedModel(from_mapping(ModelConfig, saved.card["model"], f"{path}: model"))
+    model = trunks.make(from_mapping(ModelConfig, saved.card["model"], f"{path}: model"))
     model.load_state_dict(saved.average)
     model.act_as(member)
     own = saved.card.get("members", {}).get(member or model.config.acting, {})
@@ -168,7 +169,7 @@ def load_model(path: str | Path, member: str = "") -> tuple[UnifiedModel, dict]:
     return model.eval(), {**card, "step": saved.step, "config": saved.config}
 
 
-def held_out(path: str | Path, data: str | Path | None = None, member: str = "") -> tuple[UnifiedModel, ModelWindows]:
+def held_out(path: str | Path, data: str | Path | None = None, member: str = "") -> tuple[RobotModel, ModelWindows]:
     """A checkpoint's model and the windows of the episodes that it was not trained on, of its own data or of other data.
 
     Of other data all episodes are taken, none of which it has seen; ConfigError when they are not of its kind.

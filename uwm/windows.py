@@ -17,7 +17,7 @@ from uwm.learn.augment import AugmentConfig, augment
 from uwm.learn.autoencode import LatentTable, merged_tokens
 from uwm.learn.objective import Batch
 from uwm.nn.codecs import Normaliser, VideoCodec, frames_to_unit
-from uwm.nn.model import Observation, UnifiedModel
+from uwm.nn.robot_model import Observation, RobotModel
 
 _RATE_SLACK = 1e-6  # of one frame, as in `uwm_data.windows`
 
@@ -38,7 +38,7 @@ class ModelWindows:
     `member`: whose normalisers of a model of a mixture; its actions and proprioception are then padded to the model's.
     """
 
-    def __init__(self, data: Dataset, model: UnifiedModel, episodes: Sequence[int], config: WindowConfig, member: str = ""):
+    def __init__(self, data: Dataset, model: RobotModel, episodes: Sequence[int], config: WindowConfig, member: str = ""):
         import uwm_data
 
         self.data, self.model, self.config, self.member = data, model, config, member
@@ -48,8 +48,8 @@ class ModelWindows:
         if data.action:
             offsets |= dict.fromkeys((data.action, data.intended), self.rates.offsets if self.rates else ticks)
         self.windows = uwm_data.Windows(data.store, offsets, episodes, data.anchor, config.cache_bytes)
-        self.codec = model.video
         films = bool(model.config.video_frames and data.cameras)
+        self.codec = model.video if films else None
         self.latents = (self._table() if self._fits_in_memory() else self._encoded) if films else None
 
     def __len__(self) -> int:
@@ -247,7 +247,7 @@ class MixtureWindows:
         return replace(joined, drawn={**shares, "share with actions": float(acting)})
 
 
-def _joined(parts: list[Batch], model: UnifiedModel) -> Batch:
+def _joined(parts: list[Batch], model: RobotModel) -> Batch:
     """One batch of several; cameras that one lacks are black and absent there."""
     side, images, present = model.config.autoencoder.image_size, {}, {}
     for camera in model.config.cameras:

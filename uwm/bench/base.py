@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from uwm.learn.checkpoint import CheckpointError
-from uwm.nn.model import ModelConfig, UnifiedModel
+from uwm.nn import trunks
+from uwm.nn.robot_model import ModelConfig, RobotModel
 
 LIFT = (Path("runs/demo/model"), Path("runs/base/lift/model"))
 
@@ -25,11 +26,11 @@ def made(*command: str) -> None:
     subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
 
 
-def random_model(config: ModelConfig) -> UnifiedModel:
+def random_model(config: ModelConfig) -> RobotModel:
     """A model with random weights: it moves, and knows nothing."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = UnifiedModel(config)
+        model = trunks.make(config)
         for parameter in model.write.parameters():
             parameter.data.normal_(std=0.1)
     return model.eval()

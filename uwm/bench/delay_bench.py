@@ -32,7 +32,7 @@ from uwm.learn.loop import TrainConfig
 from uwm.learn.objective import ObjectiveConfig
 from uwm.nn.autoencoder import AutoencoderConfig
 from uwm.nn.backbone import BackboneConfig
-from uwm.nn.model import ModelConfig, UnifiedModel
+from uwm.nn.robot_model import ModelConfig, RobotModel
 from uwm.robot.chunking import KINDS, ChunkingConfig, Planner
 from uwm.robot.clock import VirtualClock
 from uwm.robot.controller import Controller, Tick
@@ -210,7 +210,7 @@ class Felt(gymnasium.Wrapper):
         return self._felt(observation), reward, terminated, truncated, info
 
 
-def world(case: Case, model: UnifiedModel) -> Felt:
+def world(case: Case, model: RobotModel) -> Felt:
     """The world of a case as its model sees it."""
     options: dict = {"cameras": model.config.cameras, "max_steps": case.max_steps}
     if case.world == "PushT":
@@ -284,7 +284,7 @@ def judged(case: Case, found: dict, enough: bool) -> list[Gate]:
     ]
 
 
-def random_model() -> UnifiedModel:
+def random_model() -> RobotModel:
     """A small model for the toy world."""
     backbone = BackboneConfig(width=16, depth=2, heads=2, registers=2, waist=8)
     sizes = {"proprio_size": 2, "action_size": 2, "horizon": 16, "video_frames": (), "grid": 2}

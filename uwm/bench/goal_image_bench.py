@@ -35,7 +35,8 @@ from uwm.learn.objective import ObjectiveConfig
 from uwm.nn.autoencoder import AutoencoderConfig
 from uwm.nn.backbone import BackboneConfig
 from uwm.nn.codecs import frames_to_unit
-from uwm.nn.model import ModelConfig, UnifiedModel
+from uwm.nn.model import UnifiedModel
+from uwm.nn.robot_model import ModelConfig
 from uwm.robot.evaluate import wilson
 from uwm.robot.goals import GoalPolicy
 from uwm.robot.history import observe

@@ -13,7 +13,7 @@ from uwm.core import roles
 from uwm.core.patterns import Draw, Pattern, draw_mixture
 from uwm.core.shapes import Bool, Float
 from uwm.core.streams import Layout
-from uwm.nn.model import Observation, UnifiedModel
+from uwm.nn.robot_model import Observation, RobotModel
 from uwm.noise import gaussian
 
 
@@ -49,7 +49,7 @@ class Batch:
 
 
 def loss(
-    model: UnifiedModel, batch: Batch, config: ObjectiveConfig, generator: Generator
+    model: RobotModel, batch: Batch, config: ObjectiveConfig, generator: Generator
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
     """The scalar to minimise and the mean squared error per stream."""
     count = len(batch.clean)

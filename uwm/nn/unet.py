@@ -28,14 +28,12 @@ KERNEL, GROUPS = 5, 8
 
 
 @dataclass(frozen=True)
-class UNetConfig:
-    """Sizes: channels per depth, numbers of the level's embedding, of an action and of the observation vector, horizon."""
+class UNetSizes:
+    """Channels per depth, numbers of a level's embedding and of a feature (of a camera, of proprioception), kind of FiLM."""
 
-    action_size: int
-    condition: int
-    horizon: int = 20
-    widths: tuple[int, ...] = (256, 512, 1024)
-    level_size: int = 256
+    widths: tuple[int, ...] = (64, 128, 256)
+    level_size: int = 64
+    feature: int = 64
     film: str = "token"
 
     def __post_init__(self):
@@ -43,8 +41,8 @@ class UNetConfig:
             raise ValueError(f"film must be one of {FILMS}, got {self.film!r}")
         if not self.widths or any(width % GROUPS for width in self.widths):
             raise ValueError(f"widths must be multiples of {GROUPS} and not empty, got {self.widths}")
-        if self.level_size % 2 or self.horizon < 1 or self.condition < 0:
-            raise ValueError(f"level_size must be even, horizon >= 1 and condition >= 0, got {self}")
+        if self.level_size % 2 or self.level_size < 4 or self.feature < 1:
+            raise ValueError(f"level_size must be even and at least 4, feature must be positive, got {self}")
 
     @property
     def multiple(self) -> int:
@@ -87,29 +85,34 @@ class ResBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """forward(actions, level, condition) -> one prediction per action."""
+    """forward(actions, level, condition) -> one prediction per action.
 
-    def __init__(self, config: UNetConfig):
+    `condition` numbers tell of the observation; `length` actions are a whole sequence, which only the flat FiLM must know.
+    """
+
+    def __init__(self, sizes: UNetSizes, action_size: int, condition: int, length: int):
         super().__init__()
-        self.config = config
-        size, widths = config.level_size, config.widths
-        read = size * config.horizon if config.film == "flat" else size
+        if min(action_size, condition, length) < 1:
+            raise ValueError(f"action_size, condition and length must be positive, got {action_size}, {condition}, {length}")
+        self.sizes, self.length = sizes, length
+        size, widths = sizes.level_size, sizes.widths
+        read = size * length if sizes.film == "flat" else size
         self.level = nn.Sequential(nn.Linear(read, 4 * size), nn.Mish(), nn.Linear(4 * size, size))
         self.waves = Waves(size, entries=100.0)
-        condition, first = size + config.condition, widths[0]
-        pairs = list(zip((config.action_size, *widths[:-1]), widths, strict=True))
+        condition, first = size + condition, widths[0]
+        pairs = list(zip((action_size, *widths[:-1]), widths, strict=True))
         self.down = nn.ModuleList(_pair(inside, outside, condition) for inside, outside in pairs)
         self.shrink = nn.ModuleList(nn.Conv1d(width, width, 3, stride=2, padding=1) for width in widths[:-1])
         self.middle = _pair(widths[-1], widths[-1], condition)
         self.up = nn.ModuleList(_pair(2 * outside, inside, condition) for inside, outside in reversed(pairs[1:]))
         self.stretch = nn.ModuleList(nn.ConvTranspose1d(width, width, 4, stride=2, padding=1) for width in reversed(widths[:-1]))
-        self.out = nn.Sequential(ConvBlock(first, first), nn.Conv1d(first, config.action_size, 1))
+        self.out = nn.Sequential(ConvBlock(first, first), nn.Conv1d(first, action_size, 1))
 
     def forward(
         self, x: Float[Tensor, "B T A"], level: Float[Tensor, "B T"], condition: Float[Tensor, "B G"]
     ) -> Float[Tensor, "B T A"]:
         """One prediction per action. ValueError when the levels do not go with the kind of FiLM."""
-        count, rest = x.shape[1], -x.shape[1] % self.config.multiple
+        count, rest = x.shape[1], -x.shape[1] % self.sizes.multiple
         embedded = self._embed(level, rest)
         condition = torch.cat([embedded, condition[:, None].expand(-1, embedded.shape[1], -1)], dim=-1)
         hidden = F.pad(x.transpose(1, 2), (0, rest))
@@ -127,14 +130,14 @@ class UNet(nn.Module):
 
     def _embed(self, level: Float[Tensor, "B T"], rest: int) -> Float[Tensor, "B Tc C"]:
         """Embedded levels: one per action, or one for all."""
-        match self.config.film:
+        match self.sizes.film:
             case "sample":
                 if not bool((level == level[:, :1]).all()):
                     raise ValueError("this U-Net knows one level per sample: all actions of a sample must have the same")
                 return self.level(self.waves(level[:, :1]))
             case "flat":
-                if level.shape[1] != self.config.horizon:
-                    raise ValueError(f"this U-Net was built for {self.config.horizon} actions, got {level.shape[1]}")
+                if level.shape[1] != self.length:
+                    raise ValueError(f"this U-Net was built for {self.length} actions, got {level.shape[1]}")
                 return self.level(self.waves(level).flatten(1))[:, None]
         return self.level(self.waves(F.pad(level, (0, rest), value=1.0)))
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from uwm.core import plans, roles
 from uwm.core.shapes import Float
 from uwm.core.streams import Layout
-from uwm.nn.model import Observation, UnifiedModel
+from uwm.nn.model import UnifiedModel
+from uwm.nn.robot_model import Observation
 from uwm.noise import gaussian
 from uwm.robot.policy import LIMIT
 from uwm.sample import loop

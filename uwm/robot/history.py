@@ -15,7 +15,7 @@ import torch
 
 from uwm.core.shapes import Bool
 from uwm.nn.codecs import frames_to_unit
-from uwm.nn.model import Observation
+from uwm.nn.robot_model import Observation
 
 
 @dataclass(frozen=True)

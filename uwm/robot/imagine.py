@@ -13,7 +13,8 @@ import torch
 
 from uwm.core import plans, roles
 from uwm.nn.codecs import unit_to_frames
-from uwm.nn.model import Observation, UnifiedModel
+from uwm.nn.model import UnifiedModel
+from uwm.nn.robot_model import Observation
 from uwm.noise import gaussian
 from uwm.robot.policy import LIMIT
 from uwm.sample import loop

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from uwm.core.shapes import Float
 from uwm.core.streams import Layout
-from uwm.nn.model import Observation, UnifiedModel
+from uwm.nn.robot_model import Observation, RobotModel
 from uwm.noise import gaussian
 from uwm.sample import roll
 from uwm.sample.denoise import Denoiser
@@ -66,7 +66,7 @@ class PolicyCard:
 class Policy:
     """A model in one of the two loops. `calls` counts network calls; observation encoding is not one of them."""
 
-    def __init__(self, model: UnifiedModel, config: PolicyConfig):
+    def __init__(self, model: RobotModel, config: PolicyConfig):
         self.model, self.config = model.eval(), config
         self.layouts: dict[int, Layout] = {}
         self._layout(0)  # a horizon that was not trained is refused now, not at the first observation

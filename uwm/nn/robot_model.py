@@ -1,0 +1,189 @@
+"""What every model of a robot has, whatever its network: its streams, its normalisers, and what it observes.
+
+| class | network |
+|---|---|
+| `uwm.nn.model.UnifiedModel` | the transformer: every mode of the package |
+| `uwm.nn.unet_model.UNetModel` | the 1-D U-Net of Diffusion Policy and Streaming Diffusion Policy: actions only |
+"""
+
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from uwm.core.config import unknown
+from uwm.core.shapes import Bool, Float
+from uwm.core.streams import Layout, Stream
+from uwm.nn.autoencoder import AutoencoderConfig
+from uwm.nn.backbone import BackboneConfig
+from uwm.nn.codecs import Embodiment, NormaliseConfig
+from uwm.nn.unet import UNetSizes
+
+TRUNKS = ("transformer", "unet")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One dataset of a mixture: its name and the sizes of its own action and proprioception (0: it has none)."""
+
+    name: str
+    action_size: int
+    proprio_size: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What the model sees and denoises.
+
+    `past`: executed actions that may be shown; `horizon`: future actions; `video_frames`: future frames, in ticks;
+    `cameras`: names; `grid`: tokens per side of an observed image (one more holds its keypoints); `patch` and `merge`: a
+    video token stands for patch x patch latents of merge frames (named by the first of them); `path` and
+    `noise_shift`: see `uwm.noise.gaussian.path`; sizes in numbers; `normalise`: how each stream is normalised; `members`:
+    the datasets of a mixture, whose actions and proprioception fill the first of `action_size` and `proprio_size` places;
+    `trunk`: "transformer", of the sizes `backbone`, or "unet", of the sizes `unet`, which knows actions only.
+    """
+
+    cameras: tuple[str, ...]
+    proprio_size: int
+    action_size: int
+    past: int = 2
+    horizon: int = 24
+    video_frames: tuple[int, ...] = (8, 16)
+    grid: int = 4
+    patch: int = 2
+    merge: int = 1
+    prediction: str = "velocity"
+    path: str = "cosine"
+    noise_shift: float = 1.0
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
+    members: tuple[Member, ...] = ()
+    trunk: str = "transformer"
+    unet: UNetSizes = field(default_factory=UNetSizes)
+
+    def __post_init__(self):
+        if self.trunk not in TRUNKS:
+            raise ValueError(unknown(self.trunk, TRUNKS, "trunk"))
+        if self.trunk == "unet" and self.video_frames:
+            raise ValueError(f"the U-Net knows actions only: set video_frames to [], got {list(self.video_frames)}")
+        if self.trunk == "unet" and self.unet.film == "sample" and self.past:
+            raise ValueError("a U-Net of one level per sample cannot be given clean past actions: set past to 0, or film to token")
+        if self.horizon < 1 or self.past < 0:
+            raise ValueError(f"horizon must be >= 1 and past >= 0, got {self.horizon} and {self.past}")
+        if self.autoencoder.image_size % (8 * self.patch) or len(self.video_frames) % self.merge:
+            raise ValueError(
+                f"image_size must be a multiple of 8 x patch and video_frames of merge, got {self.autoencoder.image_size} "
+                f"pixels, patch {self.patch}, {len(self.video_frames)} frames, merge {self.merge}"
+            )
+
+    @property
+    def acting(self) -> str:
+        """The member whose robot the model acts for unless told otherwise: the first that has actions. "" without members."""
+        names = [member.name for member in self.members if member.action_size] + [member.name for member in self.members]
+        return names[0] if names else ""
+
+    def sizes(self, member: str) -> tuple[int, int]:
+        """Numbers in an action and in the proprioception of a member."""
+        found = next((each for each in self.members if each.name == member), None)
+        if found is None and (member or self.members):
+            raise ValueError(f"the model has no member {member!r}; it has {[each.name for each in self.members] or 'one dataset only'}")
+        return (found.action_size, found.proprio_size) if found else (self.action_size, self.proprio_size)
+
+    @property
+    def layout(self) -> Layout:
+        """Every token that is denoised: actions, then one video stream per camera."""
+        action = Stream("action", "action", tuple(range(-self.past, self.horizon)), self.action_size)
+        if not self.video_frames:
+            return Layout((action,))
+        side, size = self.autoencoder.image_size // (8 * self.patch), self.autoencoder.latent * self.patch**2 * self.merge
+        video = [Stream(name, "video", self.video_frames[:: self.merge], size, (side, side)) for name in self.cameras]
+        return Layout((action, *video))
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What is seen now: `images` {camera: (B, 3, H, W) in [0, 1]}, `proprio` (B, P) in physical units.
+
+    `present` {camera: (B,) bool} marks cameras that are missing in some samples; a camera left out is missing in all. Under
+    "proprio" it marks missing proprioception. `normalised`: proprio is so already, and as wide as the model's: samples of
+    several robots, each by its own normaliser.
+    """
+
+    images: dict[str, Tensor]
+    proprio: Tensor
+    present: dict[str, Tensor] = field(default_factory=dict)
+    normalised: bool = False
+
+
+class RobotModel(nn.Module):
+    """encode(observation) -> context; forward(tokens, level, role, layout, context, dims) -> prediction of every token.
+
+    A context is computed once per observation; `context.at(index)` gives it for a choice of samples.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config, self.layout = config, config.layout
+        self.members = nn.ModuleList(Embodiment(m.action_size, m.proprio_size, config.normalise) for m in config.members)
+        own = Embodiment(*config.sizes(config.acting), config.normalise)
+        self.normalise_action, self.normalise_proprio = own.action, own.proprio
+
+    def act_as(self, member: str = "") -> Self:
+        """Takes over the normalisers of a member of the mixture, by default of the first that has actions; returns itself."""
+        name = member or self.config.acting
+        self.config.sizes(name)
+        for each, own in zip(self.config.members, self.members, strict=True):
+            if each.name == name:
+                self.normalise_action, self.normalise_proprio = deepcopy(own.action), deepcopy(own.proprio)
+        return self
+
+    def to_actions(self, tokens: Float[Tensor, "B T A"]) -> Float[Tensor, "B T a"]:
+        """Actions of the robot at hand, in physical units, from normalised tokens."""
+        return self.normalise_action.restore(tokens[..., : self.normalise_action.size])
+
+    def from_actions(self, actions: Float[Tensor, "B T a"]) -> Float[Tensor, "B T A"]:
+        """The inverse of `to_actions`: normalised, and padded with zeros to the model's size."""
+        return self._wide(self.normalise_action.normalise(actions), self.config.action_size)
+
+    @staticmethod
+    def _wide(value: Tensor, size: int) -> Tensor:
+        return value if value.shape[-1] == size else pad(value, (0, size - value.shape[-1]))
+
+    def _proprio(self, observation: Observation) -> Tensor:
+        """Normalised proprioception (B, proprio_size)."""
+        proprio, normaliser = observation.proprio, self.normalise_proprio
+        size = self.config.proprio_size if observation.normalised else normaliser.size
+        if proprio.ndim != 2 or proprio.shape[1] != size:
+            raise ValueError(f"proprio must be (B, {size}), got {tuple(proprio.shape)}")
+        return proprio if observation.normalised else self._wide(normaliser.normalise(proprio), self.config.proprio_size)
+
+    @staticmethod
+    def _felt(observation: Observation) -> Bool[Tensor, " B"]:
+        """Which samples have proprioception."""
+        proprio = observation.proprio
+        return observation.present.get("proprio", torch.ones(len(proprio), dtype=torch.bool, device=proprio.device))
+
+    def _camera(self, observation: Observation, name: str) -> tuple[Tensor, Tensor]:
+        """The image of one camera and where it is there; a missing camera is black and absent."""
+        proprio, side = observation.proprio, self.config.autoencoder.image_size
+        if name not in observation.images:
+            black = proprio.new_zeros(len(proprio), 3, side, side)
+            return black, torch.zeros(len(proprio), dtype=torch.bool, device=proprio.device)
+        image = observation.images[name]
+        if name not in observation.present:
+            return image, torch.ones(len(proprio), dtype=torch.bool, device=proprio.device)
+        present = observation.present[name]
+        # NaN pixels of a dead camera would be masked later on, but not in the gradient of the encoder.
+        return torch.where(present[:, None, None, None], image, 0.0), present
+
+    def _own(self, actions: Float[Tensor, "B n A"], dims: Bool[Tensor, "B A"] | None) -> Float[Tensor, "B n A"]:
+        """Action tokens with zeros in the numbers that a sample's robot (by default the robot at hand) does not have."""
+        own, size = self.normalise_action.size, actions.shape[-1]
+        if dims is None and own == size:
+            return actions
+        there = torch.arange(size, device=actions.device) < own if dims is None else dims[:, None]
+        return torch.where(there, actions, 0.0)
