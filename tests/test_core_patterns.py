@@ -20,7 +20,7 @@ FUTURE = LAYOUT.mask("action") & (LAYOUT.frame >= 0)
 PAST = LAYOUT.frame < 0
 VIDEO = LAYOUT.mask("top", "wrist")
 DRAWN = ("constant", "independent", "ladder", "linear", "fopp")
-EVEN = sorted(set(RULES) - {"first_clean", "goal", "goal_only", "film"})  # the same role for all frames
+EVEN = sorted(set(RULES) - {"first_clean", "goal", "goal_only", "film", "steady"})  # the same role for all frames
 
 
 def seeded(seed=0):
@@ -39,6 +39,19 @@ def test_every_pair_of_rules_draws_levels_in_range_and_the_role_of_the_rule(acti
         else:
             assert set(level.flatten().tolist()) == {0.0 if rule == "given" else 1.0}
             assert role == {roles.ABSENT if rule == "absent" else roles.GIVEN}
+
+
+def test_a_ladder_may_be_bent_and_a_steady_one_has_no_phase():
+    straight, bent = (draw(Pattern(action=rule, chunk=2), LAYOUT, 64, seeded()).level[:, FUTURE] for rule in ("ladder", "ladder(2)"))
+    assert torch.allclose(bent, straight**2) and float(bent.max()) <= 1
+    steady = draw(Pattern(action="steady", chunk=2), LAYOUT, 3, seeded()).level[:, FUTURE]
+    assert torch.equal(steady, torch.tensor([0.25, 0.5, 0.75, 1.0]).repeat_interleave(2).expand(3, -1))
+    behind = Pattern(action="ladder(2)", chunk=2, committed=2, rungs=2)
+    level = draw(behind, LAYOUT, 200, seeded()).level[:, FUTURE]
+    same = draw(Pattern(action="ladder", chunk=2, committed=2, rungs=2), LAYOUT, 200, seeded()).level[:, FUTURE]
+    assert torch.allclose(level, torch.where(same == 1.0, same, same**2))
+    with pytest.raises(ValueError, match="exponent above 0"):
+        Pattern(action="ladder(0)")
 
 
 def test_a_clean_first_frame_is_given_and_the_others_have_one_level():

@@ -38,6 +38,27 @@ def _drive_float(policy, net, memory, ticks, start):
     return memory, torch.stack(sent)
 
 
+def test_a_warm_chunked_policy_saves_calls_from_the_second_plan_on():
+    policy = Policy(tiny.model(), replace(CONFIG, kind="chunked", warm=0.5))
+    memory, counts = policy.start([0]), []
+    for tick in range(3):
+        before = policy.calls
+        memory, actions = policy.act(memory, tiny.observation(1, tick, policy.model.config))
+        memory = policy.done(memory, actions)
+        counts.append(policy.calls - before)
+    assert counts == [8, 4, 4] and actions.shape == (1, 2, 2)
+    for wrong in ({"warm": 0.5}, {"kind": "chunked", "warm": 0.0}, {"kind": "chunked", "warm": 0.5, "chunks": 1}):
+        with pytest.raises(ValueError, match="warm lies in"):
+            replace(CONFIG, **wrong)
+
+
+def test_what_holds_a_robot_still_is_told_in_physical_units():
+    policy = Policy(tiny.model(), replace(CONFIG, primer="constant"))
+    policy.model.normalise_action.mean.fill_(1.0)
+    assert torch.allclose(policy.start([0, 1], torch.ones(2, 2)).past, torch.zeros(2, 2, 2))
+    assert torch.allclose(policy.start([0], torch.zeros(1, 2)).past, policy.model.from_actions(torch.zeros(1, 2, 2)))
+
+
 def test_a_batch_gives_what_single_environments_give():
     policy = Policy(tiny.model(), CONFIG)
     together = [policy.start([1, 2, 3])]

@@ -78,6 +78,51 @@ def test_a_fresh_buffer_is_primed_to_the_ladder_around_its_mean():
     assert bool((primed.future[..., 0].mean(dim=0).abs() < 0.08).all())
 
 
+def test_the_constant_primer_begins_with_the_last_executed_action_or_what_holds_still():
+    ladder = Ladder(8, 1, 4, past=2, primer="constant")
+    buffer = roll.empty(ladder, range(2000), 1, still=torch.full((2000, 1), 3.0))
+    primed, _ = roll.tick(buffer, ladder, lambda x, level: x, COSINE, _frozen())
+    wanted = 3.0 * COSINE.alpha(torch.tensor([0.25, 0.5, 0.75, 1.0]))
+    assert torch.allclose(primed.future[..., 0].mean(dim=0), wanted, atol=0.08)
+    assert not bool(buffer.known.any()), "what holds the robot still was not executed, and is not given"
+    moved = roll.recall(buffer, torch.full((2000, 1, 1), -3.0))
+    primed, _ = roll.tick(moved, ladder, lambda x, level: x, COSINE, _frozen())
+    assert torch.allclose(primed.future[..., 0].mean(dim=0), -wanted, atol=0.08)
+    with pytest.raises(ValueError, match="past must be at least 1"):
+        Ladder(8, 1, 4, past=0, primer="constant")
+
+
+@pytest.mark.parametrize("shape", [0.5, 1.0, 2.0])
+def test_a_shape_bends_the_ladder_and_its_ends_stay(shape):
+    ladder = Ladder(8, 2, 4, past=1, primer="zero", shape=shape)
+    buffer = roll.empty(ladder, [0], 1, DTYPE)
+    denoise = Watched(world_of(ladder), buffer)
+    ticked, _ = roll.tick(buffer, ladder, denoise, COSINE, RULES[0])
+    straight = plans.streaming_tick(8, 4)
+    for level, row in zip(denoise.levels, straight, strict=False):
+        assert torch.allclose(level[0, 1:], (row**shape).repeat_interleave(2).to(level))
+    assert torch.allclose(roll.levels(ticked, ladder)[0], (straight[-1] ** shape).repeat_interleave(2))
+    assert torch.equal(plans.streaming_tick(8, 4, shape=shape)[-1], straight[-1] ** shape)
+
+
+def test_a_warm_start_takes_the_last_rows_from_the_plan_before_and_a_first_plan_takes_all():
+    ladder = Ladder(10, 6, 1, past=1, primer="zero")
+    world = world_of(ladder)
+    first, plan = roll.tick(roll.empty(ladder, [0, 1], 1, DTYPE), ladder, Watched(world, roll.empty(ladder, [0, 1], 1)), COSINE, RULES[0])
+    begun = roll.advance(first, Ladder(10, 2, 3, past=1, primer="zero"))
+    new = begun.reset(torch.tensor([False, True]), torch.tensor([5, 6]))
+    denoise = Watched(world, new)
+    after, again = roll.again(new, ladder, denoise, COSINE, RULES[0], kept=4, begin=3)
+    assert len(denoise.levels) == 10 and not bool(after.fresh.any())
+    assert torch.equal(denoise.levels[0][:, 1:].amax(dim=1), torch.tensor([0.3, 1.0])), "the new stream has no plan yet"
+    _, anew = roll.again(new, ladder, Watched(world, new), COSINE, RULES[0], kept=4, begin=10)
+    near, far = (float((each[0, :4] - plan[0, 2:]).square().mean()) for each in (again, anew))
+    assert near < 0.3 * far, "a plan that was noised a little is still the same plan"
+    for wrong in ({"kept": 4, "begin": 0}, {"kept": 0, "begin": 3}, {"kept": 7, "begin": 3}, {"kept": 4, "begin": 11}):
+        with pytest.raises(ValueError, match="begin lies in"):
+            roll.again(new, ladder, denoise, COSINE, RULES[0], **wrong)
+
+
 def _frozen():
     """A rule that moves nothing: shows what a tick starts from."""
     return steps.StepRule("frozen", 0, lambda denoise, path, x, a, b, carry, randomness: steps.Moved(x, carry, randomness))
@@ -156,12 +201,12 @@ def test_batched_equals_single(rule):
 
 
 @cache
-def streamed(past, ticks=16, mean=0.7):
+def streamed(past, ticks=16, mean=0.7, shape=1.0):
     """Everything that a buffer over an AR(1) of correlation 0.9 sends, exactly: (mean (T,), covariance (T, T)).
 
     Four chunks of two and 100 calls a tick. Every random number has a column of its own, so nothing is estimated.
     """
-    ladder = Ladder(rows=400, chunk=2, chunks=4, past=past, primer="denoise")
+    ladder = Ladder(rows=400, chunk=2, chunks=4, past=past, primer="denoise", shape=shape)
     tokens = past + ladder.horizon
     world = Gaussian(torch.full((tokens,), mean, dtype=DTYPE), autoregressive(tokens, 0.9))
     size = 2 * ladder.horizon + ladder.chunk * ticks + 1
@@ -200,10 +245,10 @@ def test_more_past_than_one_action_adds_nothing_to_a_process_without_memory():
     assert torch.allclose(streamed(past=1, ticks=8)[1], streamed(past=3, ticks=8)[1], atol=1e-9)
 
 
-@pytest.mark.parametrize("past", [0, 2])
-def test_the_streamed_marginal_is_the_exact_one(past):
+@pytest.mark.parametrize(("past", "shape"), [(0, 1.0), (2, 1.0), (1, 2.0), (1, 0.6)])
+def test_the_streamed_marginal_is_the_exact_one_on_ladders_of_any_shape(past, shape):
     """Mean and variance of every action sent, from the first tick on."""
-    mean, covariance = streamed(past)
+    mean, covariance = streamed(past, shape=shape)
     assert torch.allclose(mean, torch.full_like(mean, 0.7), rtol=0.02)
     assert torch.allclose(covariance.diagonal(), torch.ones_like(mean), rtol=0.02)
 
@@ -240,7 +285,7 @@ def test_a_ladder_takes_its_frames_from_what_was_trained_or_says_what_is_too_lon
         Ladder(rows=4, chunk=2, chunks=2, past=3).stream(trained)
 
 
-@pytest.mark.parametrize("wrong", [{"rows": 0}, {"chunk": 0}, {"chunks": 0}, {"past": -1}, {"primer": "hope"}])
+@pytest.mark.parametrize("wrong", [{"rows": 0}, {"chunk": 0}, {"chunks": 0}, {"past": -1}, {"primer": "hope"}, {"shape": 0.0}])
 def test_a_ladder_refuses_what_cannot_be_run(wrong):
     with pytest.raises(ValueError, match="must be"):
         Ladder(**{"rows": 4, "chunk": 2, "chunks": 2, **wrong})

@@ -107,7 +107,7 @@ def streaming_picture(layout: Layout, policy: PolicyConfig) -> str:
     role = torch.where(given, roles.GIVEN, roles.ACTIVE)
     parts = []
     for tick in (0, 1):
-        level = plans.spread(plans.streaming_tick(ladder.rows, ladder.chunks, tick), unit)
+        level = plans.spread(plans.streaming_tick(ladder.rows, ladder.chunks, tick, ladder.shape), unit)
         parts.append(f"tick {tick}\n{plans.picture(plans.Plan(torch.where(given, 0.0, level), role), chosen)}")
     return f"\n        first {ladder.chunk} actions are sent, the buffer rolls\n".join(parts)
 

@@ -51,10 +51,31 @@ def ladder(frames: Tensor, batch: int, chunk: int, generator: Generator) -> Tens
 
     Chunks are counted from the first frame that is not in the past; a rest shorter than a chunk joins the last one.
     """
+    rung, count = _rungs(frames, chunk)
+    return ((rung + _uniform(batch, generator)) / count).to(torch.get_default_dtype())
+
+
+def _rungs(frames: Tensor, chunk: int) -> tuple[Tensor, int]:
+    """The chunk of every frame, and how many there are."""
     ahead = (frames - frames.min()).clamp(min=0)
     count = max(int(ahead.max() + 1) // chunk, 1)
-    rung = (ahead // chunk).clamp(max=count - 1)
-    return ((rung + _uniform(batch, generator)) / count).to(torch.get_default_dtype())
+    return (ahead // chunk).clamp(max=count - 1), count
+
+
+def bent(shape: float) -> Rule:
+    """The ladder to the power of `shape`: above 1 the first chunks are nearly clean for longer, as in `uwm.sample.roll.Ladder`."""
+    if not shape > 0:
+        raise ValueError(f"the shape of a ladder is an exponent above 0, got {shape}")
+    return lambda frames, batch, chunk, generator: ladder(frames, batch, chunk, generator) ** shape
+
+
+def steady(frames: Tensor, batch: int, chunk: int, generator: Generator) -> Tensor:
+    """Chunk i of h at (i + 1) / h in every sample: the ladder without a phase, as SDP's code has its linear scheme.
+
+    The levels between two ticks are then never met in training; it is here to be compared.
+    """
+    rung, count = _rungs(frames, chunk)
+    return ((rung + 1.0) / count).expand(batch, -1)
 
 
 def linear(frames: Tensor, batch: int, chunk: int, generator: Generator) -> Tensor:
@@ -117,6 +138,7 @@ RULES: dict[str, Rule] = {
     "independent": independent,
     "ladder": ladder,
     "linear": linear,
+    "steady": steady,
     "fopp": fopp.levels,
     "first_clean": first_clean,
     "goal": goal,
@@ -126,19 +148,25 @@ RULES: dict[str, Rule] = {
     "noise": _filled(1.0),
     "absent": _filled(1.0),
 }
-MAKERS: dict[str, Callable[[float], Rule]] = {"ptss": ptss}
+MAKERS: dict[str, Callable[[float], Rule]] = {"ptss": ptss, "ladder": bent}
 ROLE_OF_RULE = {"given": roles.GIVEN, "noise": roles.GIVEN, "absent": roles.ABSENT}
 TEACH_NOTHING = {*ROLE_OF_RULE, "goal_only", "film"}
 
 
 def rule(name: str) -> Rule:
     """The rule of that name, as `ladder` or, with an argument, `ptss(0.2)`; ValueError lists the names."""
-    found = re.fullmatch(r"([a-z_]+)\(([0-9.eE+-]+)\)", str(name))
-    if found and found[1] in MAKERS:
-        return MAKERS[found[1]](float(found[2]))
+    made, argument = _argument(name)
+    if argument is not None and made in MAKERS:
+        return MAKERS[made](argument)
     if name not in RULES:
         raise ValueError(f"a rule must be one of {sorted([*RULES, *(f'{maker}(x)' for maker in MAKERS)])}, got {name!r}")
     return RULES[name]
+
+
+def _argument(name: str) -> tuple[str, float | None]:
+    """("ptss", 0.2) for `ptss(0.2)`; None for a name without an argument."""
+    found = re.fullmatch(r"([a-z_]+)\(([0-9.eE+-]+)\)", str(name))
+    return (found[1], float(found[2])) if found else (str(name), None)
 
 
 @dataclass(frozen=True)
@@ -177,7 +205,7 @@ class Pattern:
             raise ValueError(f"weight, committed and rungs must be >= 0 and chunk >= 1, got {self}")
         if not 0 <= self.loose <= 1:
             raise ValueError(f"loose is a level, in [0, 1], got {self.loose}")
-        if self.rungs and self.action != "ladder":
+        if self.rungs and _argument(self.action)[0] != "ladder":
             raise ValueError(f"rungs belong to a ladder of actions, got rungs {self.rungs} for the rule {self.action!r}")
 
 
@@ -232,8 +260,8 @@ def _lay_behind(count: Tensor, pattern: Pattern, layout: Layout, level: Tensor, 
     rung = ahead.div(pattern.chunk, rounding_mode="floor")
     behind = layout.mask(*layout.of_kind("action")) & (ahead >= 0)
     beyond = behind & (rung >= pattern.rungs)
-    risen = ((rung + _uniform(len(level), generator)) / pattern.rungs).to(level.dtype)
-    level[behind] = torch.where(beyond, 1.0, risen)[behind]
+    risen = ((rung + _uniform(len(level), generator)) / pattern.rungs).to(level.dtype).clamp(min=0)
+    level[behind] = torch.where(beyond, 1.0, risen ** (_argument(pattern.action)[1] or 1.0))[behind]
     role[beyond] = roles.ABSENT
 
 

@@ -151,11 +151,11 @@ def streaming_remaining(rows: int, chunks: int, tick: Int[Tensor, " B"]) -> Int[
     return (tick[:, None] + ahead) * rows // chunks - tick[:, None] * rows // chunks
 
 
-def streaming_tick(rows: int, chunks: int, tick: int = 0) -> Float[Tensor, "K1 h"]:
-    """Levels per chunk before every call of one tick, and after the last: the first chunk ends at 0."""
+def streaming_tick(rows: int, chunks: int, tick: int = 0, shape: float = 1.0) -> Float[Tensor, "K1 h"]:
+    """Levels per chunk before every call of one tick, and after the last: the first chunk ends at 0. `shape`: an exponent."""
     remaining = streaming_remaining(rows, chunks, torch.tensor([tick]))
     call = torch.arange(streaming_calls(rows, chunks, tick) + 1)[:, None]
-    return (remaining - call) / rows
+    return ((remaining - call) / rows) ** shape
 
 
 def picture(plan: Plan, layout: Layout) -> str:

@@ -12,6 +12,7 @@ A controller that acts while the policy thinks uses the same parts one by one: `
 the actions that are under way, or sample the `whole` horizon.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,7 +34,8 @@ LIMIT = 6.0  # normalised actions are clipped at this many spreads
 class PolicyConfig:
     """`kind` "streaming" or "chunked"; rows from noise to clean; actions sent per tick; chunks held; past actions given.
 
-    `primer`, `loose`: see `uwm.sample.roll.Ladder`.
+    `primer`, `loose`, `shape`: see `uwm.sample.roll.Ladder`. `warm`, of the chunked kind: every plan but the first begins from the
+    one before, noised to this level, and takes this share of the rows; 1: from noise.
     """
 
     kind: str = "streaming"
@@ -44,14 +46,18 @@ class PolicyConfig:
     primer: str = "denoise"
     step: str = "ddim"
     loose: float = 0.0
+    shape: float = 1.0
+    warm: float = 1.0
 
     def __post_init__(self):
+        if not 0 < self.warm <= 1 or (self.warm < 1 and (self.kind != "chunked" or self.chunks < 2)):
+            raise ValueError(f"warm lies in (0, 1], and below 1 belongs to a chunked policy of two chunks or more, got {self}")
         if self.kind not in ("streaming", "chunked"):
             raise ValueError(f"policy kind must be 'streaming' or 'chunked', got {self.kind!r}")
 
     @property
     def ladder(self) -> roll.Ladder:
-        return roll.Ladder(self.rows, self.chunk, self.chunks, self.past, self.primer, self.loose)
+        return roll.Ladder(self.rows, self.chunk, self.chunks, self.past, self.primer, self.loose, self.shape)
 
 
 @dataclass(frozen=True)
@@ -88,9 +94,13 @@ class Policy:
         """What a controller must know when the policy itself stays elsewhere."""
         return PolicyCard(self.config, self.horizon, self.cameras)
 
-    def start(self, seeds) -> roll.Buffer:
-        """A fresh memory for as many environments as there are seeds."""
-        return roll.empty(self.config.ladder, seeds, self.model.config.action_size)
+    def start(self, seeds, still: Float[Tensor, "B A"] | None = None) -> roll.Buffer:
+        """A fresh memory for as many environments as there are seeds.
+
+        `still`: actions (physical units) that hold the robots where they are, which the primer "constant" begins with.
+        """
+        normalised = None if still is None else self.model.from_actions(still.float()[:, None])[:, 0]
+        return roll.empty(self.config.ladder, seeds, self.model.config.action_size, still=normalised)
 
     @torch.inference_mode()
     def act(self, memory: roll.Buffer, observation: Observation) -> tuple[roll.Buffer, Float[Tensor, "B C A"]]:
@@ -139,10 +149,15 @@ class Policy:
 
     def _whole(self, memory: roll.Buffer, observation: Observation, guide: Callable | None, rows: int) -> tuple[roll.Buffer, Tensor]:
         """A buffer that is fresh at every call and has one chunk, primed with no calls from pure noise."""
-        ladder = roll.Ladder(rows, self.config.ladder.horizon, 1, self.config.past, "zero")
+        config = self.config
+        ladder = roll.Ladder(rows, config.ladder.horizon, 1, config.past, "zero")
         denoise = self._denoiser(memory, observation, 0)
         guided = denoise if guide is None else guide(denoise, self._path)
-        memory, chunk = roll.tick(roll.restarted(memory), ladder, guided, self._path, self.step)
+        if config.warm < 1:
+            kept, begin = ladder.horizon - config.chunk, math.ceil(config.warm * rows)
+            memory, chunk = roll.again(memory, ladder, guided, self._path, self.step, kept, begin)
+        else:
+            memory, chunk = roll.tick(roll.restarted(memory), ladder, guided, self._path, self.step)
         return memory, self._actions(chunk, denoise)
 
     def _actions(self, chunk: Tensor, denoise: Denoiser) -> Tensor:

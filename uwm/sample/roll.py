@@ -35,7 +35,7 @@ from uwm.sample.loop import sample
 from uwm.sample.randomness import Randomness
 from uwm.sample.steps import Denoise, StepRule
 
-PRIMERS = ("denoise", "zero")
+PRIMERS = ("denoise", "zero", "constant")
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,10 @@ class Ladder:
     """How the buffer is run: `rows` calls from noise to clean, `chunk` actions sent per tick, `chunks` chunks held.
 
     `past` executed actions are kept as given tokens (0 or more). `primer` fills a fresh buffer: "denoise" samples the
-    whole horizon once (`rows` calls) and noises it back to the ladder; "zero" noises the mean action (no calls). `loose` is the
-    level at which committed actions are shown: 0 as they are; above, what follows leans less on them and more on what is seen.
+    whole horizon once (`rows` calls) and noises it back to the ladder; "zero" noises the mean action, "constant" the last executed
+    one or the one that holds the robot still (SDP sec. IV-D; no calls). `loose` is the level at which committed actions are shown:
+    0 as they are; above, what follows leans less on them and more on what is seen. `shape`: level = (calls left / rows)^shape;
+    above 1 the first actions are nearly finished earlier, 1 is SDP's ladder. Train with the rule `ladder(shape)`.
     """
 
     rows: int
@@ -53,8 +55,13 @@ class Ladder:
     past: int = 2
     primer: str = "denoise"
     loose: float = 0.0
+    shape: float = 1.0
 
     def __post_init__(self):
+        if not self.shape > 0:
+            raise ValueError(f"the shape of a ladder must be an exponent above 0, got {self.shape}")
+        if self.primer == "constant" and not self.past:
+            raise ValueError("the primer 'constant' repeats the last executed action: past must be at least 1")
         if not 0 <= self.loose <= 1:
             raise ValueError(f"loose is a level, in [0, 1], got {self.loose}")
         if min(self.rows, self.chunk, self.chunks) < 1 or self.past < 0:
@@ -65,6 +72,10 @@ class Ladder:
     @property
     def horizon(self) -> int:
         return self.chunk * self.chunks
+
+    def level(self, remaining: Int[Tensor, "*K h"]) -> Float[Tensor, "*K H"]:
+        """The level of every action in the buffer, from the calls that its chunk still has before it."""
+        return ((remaining.clamp(min=0) / self.rows) ** self.shape).repeat_interleave(self.chunk, dim=-1)
 
     def stream(self, trained: Stream, committed: int = 0) -> Stream:
         """The action stream of a buffer behind so many committed actions: a choice of the frames that the model was trained on."""
@@ -84,7 +95,8 @@ class Buffer:
     """The state of B streams of normalised actions.
 
     `future` (B, H, A) at the ladder's levels; `past` (B, P, A) the executed actions, oldest first, of which the last
-    `known` (B,) are real; `tick` (B,) ticks since the start; `fresh` (B,) true before the first tick; `randomness`.
+    `known` (B,) are real and the rest is what would hold the robot still, as far as that was told; `tick` (B,) ticks since the start;
+    `fresh` (B,) true before the first tick; `randomness`.
     """
 
     future: Float[Tensor, "B H A"]
@@ -112,14 +124,17 @@ class Buffer:
         return Buffer.from_tensors({name: torch.where(shaped[name], new[name], old[name]) for name in old})
 
 
-def empty(ladder: Ladder, seeds, size: int, dtype=torch.float32) -> Buffer:
-    """Buffers of as many streams as there are seeds, before their first tick; `size` numbers per action."""
+def empty(ladder: Ladder, seeds, size: int, dtype=torch.float32, still: Float[Tensor, "B A"] | None = None) -> Buffer:
+    """Buffers of as many streams as there are seeds, before their first tick; `size` numbers per action.
+
+    `still`: normalised actions that hold the robots where they are, for the primer "constant"; by default the mean action.
+    """
     randomness = Randomness.seeded(seeds)
     batch = len(randomness.key)
     zeros = torch.zeros(batch, dtype=torch.int64)
     return Buffer(
         torch.zeros(batch, ladder.horizon, size, dtype=dtype),
-        torch.zeros(batch, ladder.past, size, dtype=dtype),
+        torch.zeros(batch, ladder.past, size, dtype=dtype) if still is None else still.to(dtype)[:, None].repeat(1, ladder.past, 1),
         zeros,
         zeros.clone(),
         torch.ones(batch, dtype=torch.bool),
@@ -167,7 +182,7 @@ def tick(
     remaining = plans.streaming_remaining(ladder.rows, ladder.chunks, buffer.tick)
     calls = remaining[:, count - 1 : count]
     done = torch.arange(int(calls.max()) + 1)[:, None, None].minimum(calls[None])
-    level = ((remaining[None] - done).clamp(min=0) / ladder.rows).repeat_interleave(ladder.chunk, dim=2)
+    level = ladder.level(remaining[None] - done)
     row, given = _row(buffer, committed)
     x, randomness = sample(denoise, path, row, _held(level, ladder, buffer, committed), step, buffer.randomness)
     buffer = replace(buffer, future=x[:, given:], randomness=randomness)
@@ -195,6 +210,34 @@ def recall(buffer: Buffer, executed: Float[Tensor, "B n A"]) -> Buffer:
     length = buffer.past.shape[1]
     past = torch.cat([buffer.past, executed.to(buffer.past)], dim=1)[:, executed.shape[1] :]
     return replace(buffer, past=past, known=(buffer.known + executed.shape[1]).clamp(max=length))
+
+
+def again(
+    buffer: Buffer, ladder: Ladder, denoise: Denoise, path: GaussianPath, step: StepRule, kept: int, begin: int
+) -> tuple[Buffer, Float[Tensor, "B H A"]]:
+    """Plans the whole horizon anew from the plan before, instead of from noise (a warm start). Returns it clean; not yet rolled.
+
+    The first `kept` actions of the future are what is left of that plan, whose last is repeated behind them; they are noised to where
+    the last `begin` of the ladder's rows begin. A stream that has no plan yet takes all rows, from noise.
+    """
+    if not 1 <= begin <= ladder.rows or not 1 <= kept <= ladder.horizon:
+        raise ValueError(f"begin lies in 1..{ladder.rows} and kept in 1..{ladder.horizon}, got {begin} and {kept}")
+    left = buffer.future[:, :kept]
+    clean = torch.cat([left, left[:, -1:].expand(-1, ladder.horizon - kept, -1)], dim=1)
+    calls = torch.where(buffer.tick > 0, begin, ladder.rows)[:, None]
+    noise, randomness = buffer.randomness.normal(*clean.shape[1:], dtype=clean.dtype)
+    done = torch.arange(int(calls.max()) + 1)[:, None, None].minimum(calls[None])
+    level = ((calls[None] - done) / ladder.rows).expand(-1, -1, ladder.horizon)
+    row, given = _row(replace(buffer, future=corrupt(path, clean, noise, level[0].to(clean))), clean[:, :0])
+    x, randomness = sample(denoise, path, row, _held(level, ladder, buffer, clean[:, :0]), step, randomness)
+    buffer = replace(buffer, future=x[:, given:], fresh=torch.zeros_like(buffer.fresh), randomness=randomness)
+    return buffer, buffer.future
+
+
+def levels(buffer: Buffer, ladder: Ladder) -> Float[Tensor, "B H"]:
+    """The levels in the buffer right behind its tick, before it rolls: the first chunk is clean."""
+    remaining = plans.streaming_remaining(ladder.rows, ladder.chunks, buffer.tick)
+    return ladder.level(remaining - remaining[:, :1])
 
 
 def restarted(buffer: Buffer) -> Buffer:
@@ -227,6 +270,8 @@ def _prime(buffer: Buffer, ladder: Ladder, denoise: Denoise, path: GaussianPath,
     shape = buffer.future.shape[1:]
     noise, randomness = buffer.randomness.normal(*shape, dtype=buffer.future.dtype)
     clean = torch.zeros_like(buffer.future)
+    if ladder.primer == "constant":
+        clean = buffer.past[:, -1:].expand_as(clean)
     if ladder.primer == "denoise":
         row, given = _row(replace(buffer, future=noise), committed)
         falling = torch.arange(ladder.rows, -1, -1) / ladder.rows
@@ -237,8 +282,7 @@ def _prime(buffer: Buffer, ladder: Ladder, denoise: Denoise, path: GaussianPath,
         clean = out[:, given:]
         noise, randomness = randomness.normal(*shape, dtype=buffer.future.dtype)
     remaining = plans.streaming_remaining(ladder.rows, ladder.chunks, buffer.tick)
-    level = (remaining / ladder.rows).repeat_interleave(ladder.chunk, dim=1).to(noise)
-    primed = corrupt(path, clean, noise, level)
+    primed = corrupt(path, clean, noise, ladder.level(remaining).to(noise))
     return replace(
         buffer,
         future=torch.where(buffer.fresh[:, None, None], primed, buffer.future),
