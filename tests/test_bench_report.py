@@ -44,7 +44,7 @@ def written(tmp_path_factory):
     film = [np.full((32, 32, 3), 10 * tick, np.uint8) for tick in range(8)]
     log = [{"stage": "train", "step": step, "seconds": step / 2, "loss": 1 / step, "rate": 1e-3} for step in range(10, 60, 10)]
     videos = {"streaming_success_101": film, "streaming_failure_100": film}
-    report.write(folder, content, figures.examples(), videos, {"policy": "row 0 ..@@ <script>"}, log)
+    report.write(folder, content, figures.examples(), videos, {"policy": "row 0 ..@@ <script>"}, log, {"streaming_buffer_100": b"film"})
     return folder
 
 
@@ -66,7 +66,7 @@ def test_the_page_is_whole_and_loads_nothing_from_elsewhere(written):
 
 def test_the_page_shows_every_video_and_frame_and_the_figures(written):
     page, text = parsed(written), (written / "report.html").read_text()
-    assert page.tags.count("video") == 2
+    assert page.tags.count("video") == 2 + 1 and "streaming buffer 100" in text
     assert page.tags.count("img") == 2 * 2 * (1 + 2 * 4)  # cameras, windows, present and 2 ticks of 4 kinds
     for wanted in ("96 %", "48 of 50", "6.0x fewer", "0.42x", "streaming failure 100", "&lt;script&gt;", "every gate holds"):
         assert wanted in text
@@ -112,7 +112,7 @@ def test_a_video_survives_its_mp4():
     with av.open(io.BytesIO(content)) as film:
         assert film.streams.video[0].codec_context.name == "h264"
         back = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
-    assert [frame.shape for frame in back] == [(16 * pictures.SCALE, 16 * pictures.SCALE, 3)] * 3
+    assert [frame.shape for frame in back] == [(pictures.SIDE, pictures.SIDE, 3)] * 3
     assert np.allclose([frame.mean() for frame in back], [20, 120, 220], atol=4)
 
 

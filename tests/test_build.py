@@ -254,6 +254,16 @@ def test_a_checkpoint_acts_without_its_training_run(trained):
     assert card["step"] == 4 and model.config.cameras == ("agentview", "wrist") and not model.training
 
 
+def test_a_checkpoint_explains_itself_and_films_its_buffer(trained, tmp_path, capfd):
+    films = ["explain", "eval", "world=toy", f"checkpoint={trained / 'model'}", *POLICY, "--rollout"]
+    assert cli.main([*films, str(tmp_path / "film.mp4")]) == 0
+    told = capfd.readouterr().out
+    assert "Streaming, 4 chunks of 2 actions" in told and "film.mp4: seed 100000" in told
+    assert (tmp_path / "film.mp4").read_bytes()[4:8] == b"ftyp"
+    assert "an .mp4 file" in refusal(capfd, *films, tmp_path / "film.gif")
+    assert "films a trained policy" in refusal(capfd, "explain", "train", "--rollout", tmp_path / "film.mp4")
+
+
 @pytest.mark.parametrize("size", ["tiny", "small", "uwm-libero", "sdp-state"])
 def test_every_model_config_explains_itself_without_a_store(size, tmp_path, capfd):
     assert cli.main(["explain", "train", f"model={size}", f"data={tmp_path / 'none.zarr'}"]) == 0

@@ -201,7 +201,7 @@ def _enter_worker(run: EvalRun) -> None:
 
 
 def _roll_one(seed: int, keep: bool) -> evaluation.Rollout:
-    return evaluation.rollout(_worker["env"], _worker["policy"], seed, _worker["camera"] if keep else None)
+    return evaluation.rollout(_worker["env"], _worker["policy"], seed, _worker["camera"] if keep else None, watched=keep)
 
 
 def policy_latency(policy: Policy, repeats: int = 60, threads: int = 1) -> dict[str, float]:
@@ -235,11 +235,15 @@ def demo(config: dict) -> int:
     return run_demo(config)
 
 
-def explain(config: dict) -> int:
-    """Prints what a train (or demo) config means."""
+def explain(config: dict, rollout: Path | None = None) -> int:
+    """Prints what a train, eval or demo config means; `rollout`: of an eval config, an episode goes there as a film of the buffer."""
     from uwm.demo import DemoRun
     from uwm.explain import explain as explained
 
+    if "checkpoint" in config:
+        return _explain_checkpoint(from_mapping(EvalRun, config, "config"), rollout)
+    if rollout is not None:
+        raise ConfigError("--rollout films a trained policy: uwm explain eval --rollout FILE.mp4 checkpoint=FOLDER")
     if "collect" in config:
         whole = from_mapping(DemoRun, config, "config")
         run, policy = whole.train, whole.policy
@@ -248,6 +252,29 @@ def explain(config: dict) -> int:
         policy = _policy_over_the_horizon(run.model)
     data = _data_that_is_there(run)
     print(explained(data.model_config() if data else _model_without_data(run), run.train.objective, policy, data))
+    return 0
+
+
+def _explain_checkpoint(run: EvalRun, rollout: Path | None) -> int:
+    from uwm.explain import explain as explained
+
+    model, card = load_model(run.checkpoint, run.member)
+    print(explained(model.config, from_mapping(TrainRun, card["config"], run.checkpoint).train.objective, run.policy))
+    return 0 if rollout is None else _film(run, card, rollout)
+
+
+def _film(run: EvalRun, card: dict, out: Path) -> int:
+    """One episode of the run's first seed as a film of the buffer."""
+    from uwm.bench import buffer_film, pictures
+
+    if out.suffix != ".mp4":
+        raise ConfigError(f"a film is an .mp4 file, got {out}")
+    _enter_worker(run)
+    watched = evaluation.rollout(_worker["env"], _worker["policy"], run.seed, _worker["camera"], watched=True)
+    frames = buffer_film.film(watched, card["action"]["names"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(pictures.mp4_bytes(frames, float(card["rate_hz"])))
+    print(f"\n{out}: seed {run.seed}, {watched.ticks} ticks, {'success' if watched.success else 'no success'}")
     return 0
 
 

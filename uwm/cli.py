@@ -113,8 +113,10 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--config", default=name, metavar="NAME", help=f"a config's name or the path of a YAML file (default: {name})")
         command.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     explain = _command(commands, "explain", "print streams, token layout, plan, parameters and calls per action of a config", (
-        "uwm explain train", "uwm explain demo policy.rows=24"), OVERRIDES)  # fmt: skip
+        "uwm explain train", "uwm explain demo policy.rows=24",
+        "uwm explain eval --rollout film.mp4 checkpoint=runs/demo/model"), OVERRIDES)  # fmt: skip
     explain.add_argument("config", metavar="CONFIG", help="a config's name or the path of a YAML file")
+    explain.add_argument("--rollout", type=Path, metavar="FILE.mp4", help="with `eval`: an episode as a film of the policy's buffer")
     explain.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     bench = _command(commands, "bench", "measure one claim against its baseline; exit code 0 only when every gate holds", (
         "uwm bench modes --quick", "uwm bench render --out docs/results/render.json"))  # fmt: skip
@@ -292,7 +294,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _options(command: str | None) -> list[str]:
     own = {
-        "bench": ["--quick", "--out"], "import-checkpoint": ["--out", "--preset"], "explain": [], None: ["--version"],
+        "bench": ["--quick", "--out"], "import-checkpoint": ["--out", "--preset"], "explain": ["--rollout"], None: ["--version"],
         "convert": ["--to", "--from", "--workers", "--skip-bad", "--verify", "--option", "--set"],
         "media": ["--out", "--count", "--seed", "--rows", "--text", "--guidance", "--clips", "--steps", "--batch", "--frames", "--overlap",
                   "--world"],
@@ -325,7 +327,11 @@ def _dispatch(arguments: list[str]) -> int:
 
         return _code(build.bench(parsed.name, quick=parsed.quick, out=parsed.out))
     config = compose(parsed.config, parsed.overrides)  # before the heavy imports: a typing error answers at once
-    module, _, function = ("build.explain" if parsed.command == "explain" else RUNS[parsed.command][0]).rpartition(".")
+    if parsed.command == "explain":
+        from uwm import build
+
+        return _code(build.explain(config, parsed.rollout))
+    module, _, function = RUNS[parsed.command][0].rpartition(".")
     return _code(getattr(importlib.import_module(f"uwm.{module}"), function)(config))
 
 

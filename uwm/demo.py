@@ -19,6 +19,7 @@ from uwm import build
 from uwm.core import plans
 from uwm.core.config import from_mapping, to_mapping
 from uwm.learn import logs
+from uwm.learn.checkpoint import describe
 from uwm.robot import evaluate as evaluation
 from uwm.robot.policy import PolicyConfig
 from uwm.training import train
@@ -121,11 +122,17 @@ def _eval_run(run: DemoRun, path: Path, kind: str) -> build.EvalRun:
 
 
 def _closed_loop(run: DemoRun, path: Path, kind: str) -> dict:
-    results = build.roll_out(_eval_run(run, path, kind))
+    from uwm.bench import buffer_film, pictures
+
+    results, card = build.roll_out(_eval_run(run, path, kind)), describe(path)["card"]
     for result in results:
         if result.frames:
-            name = f"{kind}_{'success' if result.success else 'failure'}_{result.seed}.npy"
-            np.save(run.folder / "stages" / name, np.stack(result.frames))
+            name = f"{kind}_{'success' if result.success else 'failure'}_{result.seed}"
+            np.save(run.folder / "stages" / f"{name}.npy", np.stack(result.frames))
+    filmed = next((result for result in results if result.moments), None)
+    if filmed is not None:
+        film = pictures.mp4_bytes(buffer_film.film(filmed, card["action"]["names"]), float(card["rate_hz"]))
+        (run.folder / "stages" / f"{kind}_buffer_{filmed.seed}.mp4").write_bytes(film)
     return evaluation.summary(results)
 
 
@@ -164,7 +171,8 @@ def _report(run: DemoRun, path: Path, figures: dict) -> int:
     examples = dict(np.load(stages / "examples.npz"))
     pictures = {name: plans.picture(plans.mode(model.layout, name, 4), model.layout) for name in plans.MODES}
     pictures["streaming"] = streaming_picture(model.layout, run.policy)
-    report.write(run.folder, content, examples, videos, pictures, logs.read(run.folder))
+    films = {file.stem: file.read_bytes() for file in sorted(stages.glob("*_buffer_*.mp4"), reverse=True)}
+    report.write(run.folder, content, examples, videos, pictures, logs.read(run.folder), films)
     for gate in content["gates"]:
         print(f"  {gate.name}: {gate.value:.3g} (gate {gate.text}): {gate.verdict}")
     print(f"report: {run.folder / 'report.html'} and {run.folder / 'report.json'}")

@@ -39,7 +39,7 @@ def finite(value: object) -> object:
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
-def page(figures: dict, examples: Mapping, videos: Mapping, plan_pictures: Mapping, curves: list[dict]) -> str:
+def page(figures: dict, examples: Mapping, videos: Mapping, plan_pictures: Mapping, curves: list[dict], films: Mapping) -> str:
     """The whole page; nothing in it is loaded from elsewhere."""
     style = Path(__file__).with_name("report.css").read_text()
     parts = [
@@ -48,6 +48,7 @@ def page(figures: dict, examples: Mapping, videos: Mapping, plan_pictures: Mappi
         _section("Gates", _gate_table(figures["gates"]), "What this run had to reach. <i>Not judged</i> means too little evidence."),
         _section("Streaming against chunked", _policies(figures), _POLICY_NOTE),
         _section("Rollouts", _videos(videos, figures), "Closed loop, seeds that were not trained on, at the robot's own speed."),
+        _section("The buffer", _films(films), _FILMS_NOTE),
         _section("Predicted beside true", _frames(examples), _FRAMES_NOTE),
         _section("All modes of one checkpoint", _modes(figures), _MODES_NOTE),
         _section("Plans", _plans(plan_pictures), _PLANS_NOTE),
@@ -66,6 +67,10 @@ _POLICY_NOTE = (
     "The same weights, sampler steps and seeds. The chunked policy denoises the whole horizon at every call and throws most of "
     "it away; the streaming policy keeps it in a buffer and needs only the few calls that clean the next chunk. Whiskers are "
     "Wilson 95 % intervals; latency is one policy call, observation encoding included, divided by the actions it sent."
+)
+_FILMS_NOTE = (
+    "What each policy holds at every tick. Left of the mark: what was executed; right of it: what is still to come, the paler the "
+    "noisier. The streaming buffer is revised and rolls; the chunked policy has a clean plan, and another one at every call."
 )
 _FRAMES_NOTE = (
     "Held-out episodes. <b>true</b> is what the camera saw; the others are decoded samples: <b>forward</b> was given the "
@@ -181,6 +186,14 @@ def _videos(videos: Mapping, figures: dict) -> str:
         film = f'<video src="{pictures.mp4(list(frames), rate)}" controls loop muted autoplay playsinline></video>'
         cells.append(f"<figure>{film}<figcaption>{words} ({len(frames) / rate:.1f} s) {mark}</figcaption></figure>")
     return f'<div class="videos">{"".join(cells)}</div>' if cells else '<p class="note">no rollout was recorded</p>'
+
+
+def _films(films: Mapping) -> str:
+    cells = []
+    for name, content in films.items():
+        film = f'<video src="{pictures.uri("video/mp4", content)}" controls loop muted autoplay playsinline></video>'
+        cells.append(f"<figure>{film}<figcaption>{_text(name.replace('_', ' '))}</figcaption></figure>")
+    return "".join(cells)
 
 
 def _frames(examples: Mapping[str, np.ndarray]) -> str:

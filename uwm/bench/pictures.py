@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-SCALE = 4  # video pixels per frame pixel: at 64 pixels the encoder's half-size colour planes would smear
+SIDE = 256  # video pixels a side at least: at 64 the encoder's half-size colour planes would smear
 
 
 def png(frame: np.ndarray) -> str:
     """A uint8 frame (H, W, 3) as a PNG data URI."""
-    return _uri("image/png", png_bytes(frame))
+    return uri("image/png", png_bytes(frame))
 
 
 def png_bytes(frame: np.ndarray) -> bytes:
@@ -41,28 +41,35 @@ def _chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
-def _uri(kind: str, content: bytes) -> str:
+def uri(kind: str, content: bytes) -> str:
+    """Content as a data URI of a media type."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def mp4(frames: Sequence[np.ndarray], rate_hz: float) -> str:
-    """uint8 frames (H, W, 3) as an H.264 data URI, enlarged without smoothing."""
+    """uint8 frames (H, W, 3) as an H.264 data URI."""
+    return uri("video/mp4", mp4_bytes(frames, rate_hz))
+
+
+def mp4_bytes(frames: Sequence[np.ndarray], rate_hz: float) -> bytes:
+    """uint8 frames (H, W, 3) of even height and width as the content of an H.264 file; small ones are enlarged without smoothing."""
     try:
         import av
     except ImportError as error:
         raise ImportError("rollout videos need PyAV, which is not installed: pip install 'uwm[viz]'") from error
     if not len(frames):
         raise ValueError("a video needs at least one frame")
-    height, width = (SCALE * size for size in frames[0].shape[:2])
+    scale = max(1, SIDE // max(frames[0].shape[:2]))
+    height, width = (scale * size for size in frames[0].shape[:2])
     target = io.BytesIO()
     with av.open(target, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=round(rate_hz), options={"crf": "23", "preset": "medium"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for frame in frames:
-            large = np.ascontiguousarray(frame.repeat(SCALE, axis=0).repeat(SCALE, axis=1))
+            large = np.ascontiguousarray(frame.repeat(scale, axis=0).repeat(scale, axis=1))
             container.mux(stream.encode(av.VideoFrame.from_ndarray(large, format="rgb24")))
         container.mux(stream.encode())
-    return _uri("video/mp4", target.getvalue())
+    return target.getvalue()
 
 
 # ------------------------------------------------------------------------------------------------------------------ charts

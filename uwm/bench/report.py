@@ -20,18 +20,20 @@ def write(
     videos: Mapping[str, Sequence[np.ndarray]],
     plan_pictures: Mapping[str, str],
     curves: list[dict],
+    films: Mapping[str, bytes],
 ) -> None:
     """Writes report.html, report.json and one picture, report.png, into `out_dir`.
 
     `figures`: under `streaming` and `chunked` what `evaluate.summary` gives and `latency_ms` {p50, p95, p99}; the modes'
     figures of `bench.modes.measure`; `rollouts`, `seconds`, `gates` (see `bench.gates`), the checkpoint's `card` and the
-    run's `settings`. `examples` as `measure` gives them, `videos` uint8 frames by name, `curves` lines of the log.
+    run's `settings`. `examples` as `measure` gives them, `videos` uint8 frames by name, `curves` lines of the log,
+    `films` of the buffer, as the content of MP4 files.
     """
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     figures = {**figures, "gates": [_plain_gate(gate) for gate in figures["gates"]]}
     (out_dir / "report.json").write_text(json.dumps(finite(summary(figures)), indent=1, allow_nan=False) + "\n")
-    (out_dir / "report.html").write_text(page(figures, examples, videos, plan_pictures, curves), encoding="utf-8")
+    (out_dir / "report.html").write_text(page(figures, examples, videos, plan_pictures, curves, films), encoding="utf-8")
     if len(examples.get("window", ())):
         (out_dir / "report.png").write_bytes(pictures.png_bytes(pictures.sheet(_rows(examples, videos))))
 

@@ -8,13 +8,25 @@ from typing import Any
 import numpy as np
 import torch
 
+from uwm.core.shapes import Float
 from uwm.robot.history import History, observe
 from uwm.robot.policy import Policy
+from uwm.sample import roll
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The buffer at tick `first`, about to be sent: `future` (H, A) in physical units, its `level` (H,); then `executed` (n, A)."""
+
+    first: int
+    future: Float[np.ndarray, "H A"]
+    level: Float[np.ndarray, " H"]
+    executed: Float[np.ndarray, "n A"]
 
 
 @dataclass
 class Rollout:
-    """One episode: its seed, whether it succeeded, ticks, network calls, seconds per policy call, perhaps frames."""
+    """One episode: seed, success, ticks, network calls, seconds per policy call; perhaps frames, and the buffer at every call."""
 
     seed: int
     success: bool
@@ -22,10 +34,11 @@ class Rollout:
     calls: int
     act_s: list[float] = field(default_factory=list)
     frames: list[np.ndarray] = field(default_factory=list)
+    moments: list[Moment] = field(default_factory=list)
 
 
-def rollout(env: Any, policy: Policy, seed: int, camera: str | None = None) -> Rollout:
-    """Runs one episode from `env.reset(seed=seed)`. With `camera` its frames are kept."""
+def rollout(env: Any, policy: Policy, seed: int, camera: str | None = None, watched: bool = False) -> Rollout:
+    """Runs one episode from `env.reset(seed=seed)`. With `camera` its frames are kept; `watched` keeps the buffer at every call."""
     observation, _ = env.reset(seed=seed)
     history, memory, before = History(1).add(observation), policy.start([seed]), policy.calls
     low, high = env.action_space.low, env.action_space.high
@@ -34,7 +47,7 @@ def rollout(env: Any, policy: Policy, seed: int, camera: str | None = None) -> R
         began = time.perf_counter()
         memory, actions = policy.act(memory, observe([history.seen[-1]], policy.model.config.cameras))
         result.act_s.append(time.perf_counter() - began)
-        executed = np.clip(actions[0].numpy(), low, high)
+        executed, first = np.clip(actions[0].numpy(), low, high), result.ticks
         for action in executed:
             observation, _, terminated, truncated, info = env.step(action)
             history = history.add(observation)
@@ -45,9 +58,18 @@ def rollout(env: Any, policy: Policy, seed: int, camera: str | None = None) -> R
             ended = terminated or truncated
             if ended:
                 break
+        if watched:
+            result.moments.append(_moment(policy, memory, first, executed[: result.ticks - first]))
         memory = policy.done(memory, torch.from_numpy(executed)[None])
     result.calls = policy.calls - before
     return result
+
+
+def _moment(policy: Policy, memory: roll.Buffer, first: int, executed: np.ndarray) -> Moment:
+    """What the first environment's buffer holds; that of a chunked policy is clean."""
+    config, future = policy.config, policy.model.to_actions(memory.future)[0].numpy()
+    level = roll.levels(memory, config.ladder)[0].numpy() if config.kind == "streaming" else np.zeros(len(future), np.float32)
+    return Moment(first, future, level, executed)
 
 
 def rollouts(env: Any, policy: Policy, seeds: Sequence[int], camera: str | None, keep: int) -> Iterator[Rollout]:
