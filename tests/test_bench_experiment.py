@@ -10,7 +10,7 @@ from uwm.bench import experiment
 from uwm.bench.gates import FAILS, HOLDS, NOT_JUDGED, NOT_REPRODUCED, Gate, overall
 
 
-def test_every_arm_is_run_for_every_seed_and_read_back_from_its_file(tmp_path):
+def test_every_arm_is_run_for_every_seed_and_read_back_from_its_file(tmp_path, monkeypatch):
     calls = []
 
     def arm(name):
@@ -23,6 +23,9 @@ def test_every_arm_is_run_for_every_seed_and_read_back_from_its_file(tmp_path):
     assert again == found and len(calls) == 6
     experiment.run_arms("x", arms, (0,), {"steps": 4}, tmp_path)
     assert len(calls) == 8, "other settings are measured anew"
+    monkeypatch.setattr(experiment.inspect, "getsource", lambda module: "another text")
+    experiment.run_arms("x", arms, (0,), {"steps": 4}, tmp_path)
+    assert len(calls) == 10, "and so is what a changed bench would measure"
 
 
 def measured_elsewhere(offset, seed):

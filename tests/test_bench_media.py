@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from uwm.bench import ar_diffusion_bench, clip_data, fvdm_bench, pusa_bench, radd_bench, unidiffuser_bench
+from uwm.bench import ar_diffusion_bench, clip_data, fvdm_bench, pusa_bench, radd_bench, streaming_video_bench, unidiffuser_bench
 from uwm.bench.gates import FAILS, HOLDS, NOT_REPRODUCED
 from uwm.media import judges
 from uwm_envs.clips import grammar
@@ -112,6 +112,20 @@ def test_ar_diffusion_judges_a_gap_in_between_against_one_frame_after_the_other(
     )  # fmt: skip
     for place, arm, changes, verdict in cases:
         assert judged(ar_diffusion(arm, **changes))[place].verdict == verdict
+
+
+def streamed(**changes):
+    flights = {"calls a frame": (13.0, 5.0), "latents": (1.0, 1.0), "tip at the end": (0.3, 0.3)}
+    figures = {f"{name}, {flight}": value for name, both in flights.items() for flight, value in zip((1, 3), both, strict=True)}
+    return {"causal": [{**figures, **changes}] * 3}
+
+
+def test_streaming_video_judges_calls_and_errors_against_resampling():
+    judged = lambda found, enough=True: streaming_video_bench.judged(found, streaming_video_bench.FULL, enough)  # noqa: E731
+    assert [gate.verdict for gate in judged(streamed())] == [HOLDS] * 3
+    for place, changes in enumerate(({"calls a frame, 3": 6.0}, {"latents, 3": 1.06}, {"tip at the end, 3": 0.33})):
+        assert judged(streamed(**changes))[place].verdict == FAILS
+    assert judged(streamed(), enough=False)[0].verdict == HOLDS, "calls are counted, not sampled"
 
 
 def test_the_tip_of_long_clips_is_measured_where_it_is():

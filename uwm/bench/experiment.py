@@ -6,6 +6,7 @@ arms x seeds --> figures of each, kept in runs/bench/NAME (a stopped experiment 
 """
 
 import hashlib
+import inspect
 import json
 import math
 import multiprocessing
@@ -39,9 +40,11 @@ def run_arms(
     """{arm: its figures for every seed}; `arm(seed)` trains and measures, and gives plain numbers.
 
     What was measured under the same `settings` is read back from `folder` (None: nothing is kept). With several `workers` the
-    runs go to processes of one thread each; arms must then be functions, or partials of functions, of a module.
+    runs go to processes of one thread each; arms must then be functions, or partials of functions, of a module: a change of that
+    module measures anew, what lies below it does not.
     """
-    todo = {(arm, seed): partial(_run, arms[arm], seed, _file(folder, name, arm, seed, settings)) for seed in seeds for arm in arms}
+    told = {arm: key([arm, settings, _source(run)]) for arm, run in arms.items()}
+    todo = {(arm, seed): partial(_run, arms[arm], seed, _file(folder, name, arm, told[arm], seed)) for seed in seeds for arm in arms}
     bar = tqdm(total=len(todo), desc=name, unit="run")
     if workers == 1:
         done = {}
@@ -68,9 +71,15 @@ def _run(arm: Callable[[int], dict], seed: int, file: Path | None) -> dict:
     return arm(seed) if file is None else kept(file, partial(arm, seed))
 
 
-def _file(folder: Path | None, name: str, arm: str, seed: int, settings: object) -> Path | None:
+def _file(folder: Path | None, name: str, arm: str, told: str, seed: int) -> Path | None:
     plain = "".join(letter if letter.isalnum() else "_" for letter in arm)
-    return None if folder is None else folder / name / f"{plain}-{key([arm, settings])}-{seed}.json"
+    return None if folder is None else folder / name / f"{plain}-{told}-{seed}.json"
+
+
+def _source(run: Callable) -> str:
+    """The text of the module in which an arm's function stands."""
+    function = run.func if isinstance(run, partial) else run
+    return inspect.getsource(inspect.getmodule(function))
 
 
 def key(settings: object) -> str:
