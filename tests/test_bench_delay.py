@@ -61,7 +61,16 @@ def test_a_cell_measures_the_toy_world_at_a_delay(kind):
     assert measured["rollouts"] == 2 and len(measured["succeeded"]) == 2 and measured["ticks"] <= 24
     assert measured["first_action"] == 4.0 and measured["gaps"] == 0.0
     assert measured["reaction"] >= 4 + 3, "asked every four ticks, and four until it is there"
-    assert measured["jump_inside"] > 0
+    assert measured["jump_inside"] > 0 and "scores" not in measured
+
+
+def test_the_cells_of_a_world_with_a_score_can_be_judged_as_they_were_measured():
+    case = bench.Case("Toy", "", 2, 2, 8, rows=2, max_steps=8, full=0.5)
+    with unchecked_shapes():
+        measured = {bench.Cell(kind, delay).name: bench.measure(case, bench.Cell(kind, delay), [0, 1])
+                    for kind, delay in (("committed", 0), ("committed", 4), ("naive", 4))}  # fmt: skip
+    assert all(len(each["scores"]) == 2 and max(each["scores"]) <= 1 for each in measured.values())
+    assert "score lost" in bench.judged(case, measured, True)[1].name
 
 
 def test_every_kind_is_measured_at_every_delay_and_with_jitter():

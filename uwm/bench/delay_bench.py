@@ -176,9 +176,10 @@ def measure(case: Case, cell: Cell, seeds: list[int]) -> dict:
     successes = sum(run["success"] for run in runs)
     smooth = smoothness([run.pop("seams") for run in runs], np.random.default_rng(0))
     means = {name: _mean([run[name] for run in runs]) for name in runs[0] if name not in ("success", "reaction")}
+    scores = {"scores": [min(run["best"] / case.full, 1.0) for run in runs]} if case.full else {}
     return {
         **asdict(cell), "success": successes / len(runs), "interval": wilson(successes, len(runs)), "rollouts": len(runs),
-        **means, **smooth, "reaction": max(run["reaction"] for run in runs), "succeeded": [bool(run["success"]) for run in runs],
+        **means, **smooth, **scores, "reaction": max(run["reaction"] for run in runs), "succeeded": [bool(run["success"]) for run in runs],
     }  # fmt: skip
 
 
