@@ -1,0 +1,135 @@
+"""Claim: the rolling buffer acts as well as sampling every plan from noise, with a fraction of the network calls.
+
+| arm | plan | calls a chunk |
+|---|---|---|
+| DP, DDPM 100 / DDIM 16 / DDIM 10 | the whole horizon from noise (Diffusion Policy, Chi et al. 2023) | 100 / 16 / 10 |
+| DP, few calls | the same, with the calls that streaming needs | 12 / h |
+| DP, warm | from the plan before, noised to where as many calls begin | 12 / h |
+| SDP, as published | 100 ancestral rows, zero primer (Høeg et al. 2024) | 100 / h |
+| SDP | 12 rows, h chunks in the buffer | 12 / h |
+| SDP, one call | h rows | 1 |
+
+One checkpoint a world serves every arm, so that only the sampling differs; it was trained here on scripted demonstrations (those of Push-T
+are a planner's, not the papers' human ones). Lift runs 50 seeds, Push-T 200, of which the arms of 100 rows run the first 50.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from uwm.bench import delay_bench, experiment
+from uwm.bench.delay_bench import FIRST_SEED, Case
+from uwm.bench.gates import Gate
+from uwm.bench.runner import Result
+from uwm.bench.seams import seams, smoothness
+from uwm.build import load_model, policy_latency
+from uwm.robot import evaluate as evaluation
+from uwm.robot.policy import Policy, PolicyConfig
+
+CLAIM = "The rolling buffer acts as well as a chunked policy of 16 rows, in h times fewer calls, and better than cheap chunked ones."
+ROWS, REFERENCE = 12, "DP, DDIM 16"
+CHUNKS = {"PushT": 3, "Lift": 6, "Toy": 4}  # the ladders that the policies were trained on
+SEEDS = {"PushT": 200, "Lift": 50, "Toy": 2}
+LONG = 50  # rollouts at most of arms with 100 rows
+NEAR, ONE_CALL = 0.03, 0.05  # of successes (or scores) that may be lost to the reference
+
+
+def run(quick: bool, out: Path | None) -> Result:
+    """All arms in all worlds on the same seeds; a quick run drives the toy world with random weights and judges calls only."""
+    cases = [Case("Toy", "", 2, 2, 4, max_steps=24)] if quick else [delay_bench.pusht(), delay_bench.lift()]
+    gates, figures, over = [], {}, {}
+    for case in cases:
+        chosen = arms(case)
+        measuring = {name: partial(measured, case, asdict(config), seeds_of(case, config)) for name, config in chosen.items()}
+        found = experiment.run_arms(f"streaming-{case.world}", measuring, (0,), _told(case, chosen), *experiment.where(quick))
+        figures[case.world] = {name: {**runs[0], "latency_ms": _latency(case, chosen[name])} for name, runs in found.items()}
+        gates += judged(case, figures[case.world], not quick)
+        over[case.world] = figures[case.world]
+    return Result(CLAIM, [*gates, *judged_together(over, not quick)], range(FIRST_SEED, FIRST_SEED + max(SEEDS.values())), figures)
+
+
+def arms(case: Case) -> dict[str, PolicyConfig]:
+    """{arm: its policy}: the chunked ones over the whole trained horizon, the streaming ones over its ladder."""
+    held, few = CHUNKS[case.world], -(-ROWS // CHUNKS[case.world])
+    chunked = lambda rows, **more: PolicyConfig("chunked", rows, case.chunk, case.whole, **more)  # noqa: E731
+    streaming = lambda rows, **more: PolicyConfig("streaming", rows, case.chunk, held, **more)  # noqa: E731
+    return {
+        "DP, DDPM 100": chunked(100, step="ancestral"), REFERENCE: chunked(16), "DP, DDIM 10": chunked(10),
+        "DP, few calls": chunked(few), "DP, warm": chunked(ROWS, warm=few / ROWS),
+        "SDP, as published": streaming(100, step="ancestral", primer="zero"), "SDP": streaming(ROWS), "SDP, one call": streaming(held),
+    }  # fmt: skip
+
+
+def seeds_of(case: Case, config: PolicyConfig) -> list[int]:
+    """Seeds of an arm: all, or the first of them for one with many rows."""
+    count = SEEDS[case.world] if config.rows < 100 else min(SEEDS[case.world], LONG)
+    return list(range(FIRST_SEED, FIRST_SEED + count))
+
+
+def _told(case: Case, chosen: dict[str, PolicyConfig]) -> list:
+    """What figures depend on beside the arm: weights, world, policies."""
+    weights = Path(case.checkpoint) / "average.safetensors"
+    checksum = hashlib.sha256(weights.read_bytes()).hexdigest() if case.checkpoint else ""
+    return [checksum, asdict(case), {name: asdict(config) for name, config in chosen.items()}, SEEDS[case.world]]
+
+
+def measured(case: Case, policy: dict, seeds: list[int], _: int) -> dict:
+    """Rollouts of one arm: success (and score) per seed, calls per action, how smooth the motion is at borders of chunks."""
+    acting = _policy(case, PolicyConfig(**policy))
+    env = delay_bench.world(case, acting.model)
+    switches = [place for place, name in enumerate(env.unwrapped.card["action"]["names"]) if "gripper" in name]
+    results, best, motion = [], [], []
+    for seed in seeds:
+        results.append(evaluation.rollout(env, acting, seed, watched=True))
+        best.append(env.best)
+        moments = results[-1].moments
+        plans = np.repeat(np.arange(len(moments)), [len(moment.executed) for moment in moments])
+        motion.append(seams(np.concatenate([moment.executed for moment in moments]), plans, switches))
+    env.close()
+    outcomes = [min(each / case.full, 1.0) if case.full else float(result.success) for each, result in zip(best, results, strict=True)]
+    return {**evaluation.summary(results), "outcomes": outcomes, **smoothness(motion, np.random.default_rng(0))}
+
+
+def _policy(case: Case, config: PolicyConfig) -> Policy:
+    return Policy(load_model(case.checkpoint)[0] if case.checkpoint else delay_bench.random_model(), config)
+
+
+def _latency(case: Case, config: PolicyConfig) -> dict[str, float]:
+    """Milliseconds per action at batch 1, all arms in turn in this process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return policy_latency(_policy(case, config), repeats=30)
+    finally:
+        torch.set_num_threads(before)
+
+
+def judged(case: Case, found: dict, enough: bool) -> list[Gate]:
+    """Streaming against the reference in one world, seed by seed. What counts is the score where there is one, else success."""
+    held, what = CHUNKS[case.world], "score" if case.full else "success"
+    fewer = found[REFERENCE]["calls_per_action"] / found["SDP"]["calls_per_action"]
+    gates = [Gate(f"{case.world}: calls, {REFERENCE} / SDP", fewer, ">=", held, enough, f"{held} chunks in the buffer")]
+    for arm, limit in (("SDP", NEAR), ("SDP, one call", ONE_CALL)):
+        lost, interval = experiment.paired(_outcomes(found, REFERENCE) - _outcomes(found, arm))
+        baseline = f"{REFERENCE}, {_outcomes(found, REFERENCE).mean():.3f}"
+        gates.append(Gate(f"{case.world}: {what} lost by {arm}", lost, "<=", limit, enough, baseline, interval))
+    return gates
+
+
+def judged_together(worlds: dict, enough: bool) -> list[Gate]:
+    """Streaming against chunked policies of as many calls, on the mean over the worlds."""
+    gates = []
+    for arm in ("DP, few calls", "DP, warm"):
+        mean: Callable[[str], float] = lambda name: float(np.mean([_outcomes(found, name).mean() for found in worlds.values()]))  # noqa: E731
+        told = f"{arm}, {mean(arm):.3f}"
+        gates.append(Gate(f"mean of the worlds: SDP ahead of {arm}", mean("SDP") - mean(arm), ">", 0.0, enough, told))
+    return gates
+
+
+def _outcomes(found: dict, arm: str) -> np.ndarray:
+    return np.array(found[arm]["outcomes"], float)
