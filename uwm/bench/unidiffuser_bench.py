@@ -31,7 +31,7 @@ from uwm.sample.modes import generate
 from uwm_envs.clips import grammar
 
 CLAIM = "One model with a level per modality answers every question about as well as a model made for it; one shared level does not."
-FULL = {"digit_steps": 1500, "robot_steps": 2000, "batch": 32, "clips": 2400, "held": 200, "drawn": 500, "rows": 20}
+FULL = {"digit_steps": 1000, "robot_steps": 1200, "batch": 32, "clips": 2400, "held": 200, "drawn": 500, "rows": 20}
 QUICK = {"digit_steps": 40, "robot_steps": 30, "batch": 16, "clips": 64, "held": 20, "drawn": 40, "rows": 5}
 
 # ---- digits ----------------------------------------------------------------------------------------------------------
