@@ -12,6 +12,7 @@ action      0     1     2   ...                action, touched: T - 1 of each; a
 
 import hashlib
 import json
+import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -155,7 +156,7 @@ def _write(file: Path, clips: Clips, told: dict) -> None:
         value = getattr(clips, field.name)
         inside = {f"{field.name}/{name}": each for name, each in value.items()} if isinstance(value, dict) else {}
         arrays |= inside or {field.name: np.array(value)}
-    part = file.with_suffix(".part.npz")
+    part = file.with_suffix(f".{os.getpid()}.part.npz")  # processes may want the same clips at once
     np.savez_compressed(part, **arrays)
     part.replace(file)
 
