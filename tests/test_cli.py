@@ -74,7 +74,7 @@ def test_a_config_may_be_a_file_anywhere_and_still_use_the_packages_groups(confi
     mine.parent.mkdir()
     mine.write_text("defaults: [{size: m}, _self_]\nsteps: 1\n")
     assert cli.main(["explain", str(mine), "steps=2"]) == 0
-    assert build.calls == [("explain", ({"size": {"width": 128, "depth": 4}, "steps": 2},), {})]
+    assert build.calls == [("explain", ({"size": {"width": 128, "depth": 4}, "steps": 2}, None), {})]
 
 
 @pytest.mark.parametrize(
