@@ -77,18 +77,20 @@ class FakeRobot:
 
 
 def assert_inside_limits(received, period_s=PERIOD_S):
-    """What a robot received obeys position, velocity and acceleration; a pause or a step of the clock ends a motion."""
-    motion = np.zeros(3)
+    """What a robot received obeys position, velocity and acceleration; a pause or a step of the clock ends a motion.
+
+    A tick that came early, on a busy machine, may move for its share of a period only: that much less than the one before or behind it.
+    """
+    motion, early_before = np.zeros(3), 0.0
     for (before_s, before), (now_s, action) in pairwise(received):
         assert np.isfinite(action).all() and (np.abs(action) <= 1).all()
         gap_s = now_s - before_s
-        step = action.astype(float) - before.astype(float)
+        step, early = action.astype(float) - before.astype(float), max(0.0, 1 - gap_s / period_s)
         assert (np.abs(step) <= VELOCITY * period_s + 1e-5).all()
-        if abs(gap_s - period_s) > 0.2 * period_s:
-            motion = step / period_s
-            continue
-        assert (np.abs(step / period_s - motion) <= ACCELERATION * 1.5 * period_s + 1e-3).all()
-        motion = step / period_s
+        if abs(gap_s - period_s) <= 0.2 * period_s:
+            allowed = ACCELERATION * 1.5 * period_s + (early + early_before) * VELOCITY + 1e-3
+            assert (np.abs(step / period_s - motion) <= allowed).all(), (gap_s, step / period_s, motion)
+        motion, early_before = step / period_s, min(early, 1.0)
 
 
 def steady(job):
