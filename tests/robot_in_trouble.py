@@ -79,18 +79,21 @@ class FakeRobot:
 def assert_inside_limits(received, period_s=PERIOD_S):
     """What a robot received obeys position, velocity and acceleration; a pause or a step of the clock ends a motion.
 
-    A tick that came early, on a busy machine, may move for its share of a period only: that much less than the one before or behind it.
+    A tick that came early has between its own gap and a whole period to move in, so its motion lies between two values; motions are too
+    far apart when all of the one are too far from all of the other.
     """
-    motion, early_before = np.zeros(3), 0.0
+    slowest, fastest = np.zeros(3), np.zeros(3)
     for (before_s, before), (now_s, action) in pairwise(received):
         assert np.isfinite(action).all() and (np.abs(action) <= 1).all()
         gap_s = now_s - before_s
-        step, early = action.astype(float) - before.astype(float), max(0.0, 1 - gap_s / period_s)
+        step = action.astype(float) - before.astype(float)
         assert (np.abs(step) <= VELOCITY * period_s + 1e-5).all()
+        motions = step / period_s, np.clip(step / np.clip(gap_s, 1e-9, period_s), -VELOCITY, VELOCITY)
+        low, high = np.minimum(*motions), np.maximum(*motions)
         if abs(gap_s - period_s) <= 0.2 * period_s:
-            allowed = ACCELERATION * 1.5 * period_s + np.nan_to_num((early + early_before) * VELOCITY) + 1e-3  # a switch has no limit
-            assert (np.abs(step / period_s - motion) <= allowed).all(), (gap_s, step / period_s, motion)
-        motion, early_before = step / period_s, min(early, 1.0)
+            apart = np.maximum(low - fastest, slowest - high)
+            assert (apart <= ACCELERATION * 1.5 * period_s + 1e-3).all(), (gap_s, low, high, slowest, fastest)
+        slowest, fastest = low, high
 
 
 def steady(job):

@@ -25,10 +25,28 @@ from uwm.robot.clock import MonotonicClock, VirtualClock
 from uwm.robot.controller import Controller
 from uwm.robot.inference import ProcessWorker, ThreadWorker
 from uwm.robot.interface import Reading, RobotError
+from uwm.robot.limits import Limits
 from uwm.robot.recording import Recorder, recover_all, streams_for
 from uwm_data import EpisodeStore, StreamSpec, check
 
 BEGINS_S, ENDS_S = 2.0, 3.5
+
+
+def test_the_judge_of_motion_takes_ticks_that_jitter_and_no_jump():
+    """Limits at full speed on a clock that jitters and stalls; then one action off by half of what a tick at full speed moves."""
+    random, limits, now_s = np.random.default_rng(0), Limits(trouble.SPEC), 0.0
+    received = [(now_s, np.array([0.0, 0.2, 1.0]))]
+    limits.sent(received[0][1], now_s)
+    for index in range(4000):
+        now_s += PERIOD_S * random.choice([1.0, random.uniform(0.8, 1.2), random.uniform(0.05, 2.5)], p=[0.5, 0.4, 0.1])
+        action, _ = limits.limit(np.where(np.arange(3) == 2, 1.0, np.sign(np.sin(index / 15))), now_s)
+        limits.sent(action, now_s)
+        received.append((now_s, action.copy()))
+    assert_inside_limits(received)
+    steady = [(PERIOD_S * index, np.array([0.2, 0.2, 1.0])) for index in range(20)]
+    steady[10] = (steady[10][0], np.array([0.2 + 0.025, 0.2, 1.0]))
+    with pytest.raises(AssertionError):
+        assert_inside_limits(steady)
 
 
 def behaviours(ticks, begin_s, end_s):
