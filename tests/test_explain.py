@@ -94,3 +94,8 @@ def test_a_model_without_cameras_has_only_the_policy_to_show():
     text = explain.explain(replace(figures.CONFIG, cameras=()), OBJECTIVE, POLICY)
     assert "inverse" not in text.partition("Mixture")[0]
     assert "10 tokens; observed" in text
+
+
+def test_a_bent_ladder_is_told_as_a_ladder():
+    objective = ObjectiveConfig(patterns=(Pattern(action="ladder(2)", video="absent", chunk=3),))
+    assert "ladder(2)" in explain._mixture(objective) and "chunks of 3" in explain._mixture(objective)

@@ -197,7 +197,7 @@ def _make_ready(run: EvalRun) -> tuple[Any, Policy]:
 def _enter_worker(run: EvalRun) -> None:
     torch.set_num_threads(1)
     env, policy = _make_ready(run)
-    _worker.update(env=env, policy=policy, camera=run.world.cameras[0] if run.world.cameras else None)
+    _worker.update(env=env, policy=policy, camera=_camera(run))
 
 
 def _roll_one(seed: int, keep: bool) -> evaluation.Rollout:
@@ -258,24 +258,30 @@ def explain(config: dict, rollout: Path | None = None) -> int:
 def _explain_checkpoint(run: EvalRun, rollout: Path | None) -> int:
     from uwm.explain import explain as explained
 
+    if rollout is not None and rollout.suffix != ".mp4":
+        raise ConfigError(f"a film is an .mp4 file, got {rollout}")
     model, card = load_model(run.checkpoint, run.member)
     print(explained(model.config, from_mapping(TrainRun, card["config"], run.checkpoint).train.objective, run.policy))
-    return 0 if rollout is None else _film(run, card, rollout)
-
-
-def _film(run: EvalRun, card: dict, out: Path) -> int:
-    """One episode of the run's first seed as a film of the buffer."""
-    from uwm.bench import buffer_film, pictures
-
-    if out.suffix != ".mp4":
-        raise ConfigError(f"a film is an .mp4 file, got {out}")
-    _enter_worker(run)
-    watched = evaluation.rollout(_worker["env"], _worker["policy"], run.seed, _worker["camera"], watched=True)
-    frames = buffer_film.film(watched, card["action"]["names"])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(pictures.mp4_bytes(frames, float(card["rate_hz"])))
-    print(f"\n{out}: seed {run.seed}, {watched.ticks} ticks, {'success' if watched.success else 'no success'}")
+    if rollout is not None:
+        _film(run, rollout)
     return 0
+
+
+def _film(run: EvalRun, out: Path) -> None:
+    """One episode of the run's first seed as a film of the buffer."""
+    from uwm.bench import buffer_film
+
+    env, policy = _make_ready(run)
+    watched = evaluation.rollout(env, policy, run.seed, _camera(run), watched=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(buffer_film.mp4(watched, env.unwrapped.card))
+    env.close()
+    print(f"\n{out}: seed {run.seed}, {watched.ticks} ticks, {'success' if watched.success else 'no success'}")
+
+
+def _camera(run: EvalRun) -> str | None:
+    """The camera whose frames are kept."""
+    return run.world.cameras[0] if run.world.cameras else None
 
 
 def _policy_over_the_horizon(size: SizeConfig) -> PolicyConfig:

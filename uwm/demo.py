@@ -122,7 +122,7 @@ def _eval_run(run: DemoRun, path: Path, kind: str) -> build.EvalRun:
 
 
 def _closed_loop(run: DemoRun, path: Path, kind: str) -> dict:
-    from uwm.bench import buffer_film, pictures
+    from uwm.bench import buffer_film
 
     results, card = build.roll_out(_eval_run(run, path, kind)), describe(path)["card"]
     for result in results:
@@ -131,8 +131,7 @@ def _closed_loop(run: DemoRun, path: Path, kind: str) -> dict:
             np.save(run.folder / "stages" / f"{name}.npy", np.stack(result.frames))
     filmed = next((result for result in results if result.moments), None)
     if filmed is not None:
-        film = pictures.mp4_bytes(buffer_film.film(filmed, card["action"]["names"]), float(card["rate_hz"]))
-        (run.folder / "stages" / f"{kind}_buffer_{filmed.seed}.mp4").write_bytes(film)
+        (run.folder / "stages" / f"{kind}_buffer_{filmed.seed}.mp4").write_bytes(buffer_film.mp4(filmed, card))
     return evaluation.summary(results)
 
 

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from uwm.core import plans, roles
 from uwm.core.config import to_mapping
+from uwm.core.patterns import parsed
 from uwm.core.streams import Layout
 from uwm.data import TrainingData
 from uwm.learn.objective import ObjectiveConfig
@@ -201,7 +202,7 @@ def _mixture(objective: ObjectiveConfig) -> str:
     total = sum(pattern.weight for pattern in objective.patterns)
     rows = [("share", "action", "video", "details")]
     for p in objective.patterns:
-        ladder = f"chunks of {p.chunk}" if "ladder" in (p.action, p.video) else ""
+        ladder = f"chunks of {p.chunk}" if "ladder" in (parsed(p.action)[0], parsed(p.video)[0]) else ""
         prefix = f"clean prefix of 0 to {p.committed}" if p.committed else ""
         details = ", ".join(filter(None, (ladder, prefix)))
         rows.append((f"{100 * p.weight / total:.1f} %", p.action, p.video, details))

@@ -70,7 +70,7 @@ def measured(budget: dict, arm: str, seed: int) -> dict:
     causal = {} if arm == "overlap" else {"streams": CAUSAL, "registers": 0}
     model = clip_data.trained(budget, Pattern(video=ARMS[arm], action="given"), seed, **causal)
     data, long = clip_data.tokens(budget["clips"], budget["held"]), clip_data.longer(budget["clips"], budget["held"], LONG)
-    where = clip_data.judge_of_places(data)
+    where = data.places
     begin, tips = long.held["top"][:, : KNOWN * PER_FRAME], long.clips.tip
     found = {"judge of places": where.score}
     if arm == "overlap":

@@ -1,5 +1,6 @@
 """Models that several benches measure: trained once, by the commands that a user would type, or of random weights."""
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,11 @@ def lift() -> Path:
 def made(*command: str) -> None:
     """Runs a command of this package or its data; such a command goes on where it stopped, and does nothing when it is done."""
     subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+
+
+def weights_of(checkpoint: str | Path) -> str:
+    """A checksum of the averaged weights in a checkpoint's folder: what figures of a policy depend on."""
+    return hashlib.sha256((Path(checkpoint) / "average.safetensors").read_bytes()).hexdigest()
 
 
 def random_model(config: ModelConfig) -> RobotModel:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from uwm.bench import pictures
 from uwm.robot.evaluate import Moment, Rollout
 
 CAMERA, PLOT, ROW, EDGE = 240, 520, 44, 30  # pixels
@@ -37,6 +38,11 @@ def film(watched: Rollout, names: Sequence[str]) -> list[np.ndarray]:
     picture = _Picture(names, low - room, high + room, len(moments[0].future), bool(frames))
     of = lambda moment, now: picture.draw(now, executed[:now], moment, frames[now] if frames else None)  # noqa: E731
     return [of(moment, moment.first + ahead) for moment in moments for ahead in range(len(moment.executed))]
+
+
+def mp4(watched: Rollout, card: dict) -> bytes:
+    """The film as the content of an MP4 file, at the speed of the world whose card this is."""
+    return pictures.mp4_bytes(film(watched, card["action"]["names"]), float(card["rate_hz"]))
 
 
 @dataclass(frozen=True)

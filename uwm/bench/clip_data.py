@@ -6,7 +6,7 @@ The model is small and deep, since frames are copied and moved in steps; predict
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,11 @@ class Tokens:
     pca: PatchPCA
     train_clips: drawn.Clips
     clips: drawn.Clips
+
+    @cached_property
+    def places(self) -> judges.Judge:
+        """Tells where the arm's tip is in the tokens of a frame; it knows real frames only."""
+        return judges.of_places(self.train["top"].unflatten(1, (FRAMES, PER_FRAME)).flatten(0, 1), self.train_clips.tip.reshape(-1, 2))
 
 
 @cache
@@ -103,11 +108,6 @@ def frechet_of(model: StreamModel, budget: dict) -> float:
     real = train["top"].flatten(1)
     _, _, axes = torch.pca_lowrank(real, q=COMPONENTS, niter=4)
     return frechet(drawn.flatten(1) @ axes, real[-len(drawn) :] @ axes)
-
-
-def judge_of_places(data: Tokens) -> judges.Judge:
-    """Tells where the arm's tip is in the tokens of a frame; it knows real frames only."""
-    return judges.of_places(data.train["top"].unflatten(1, (FRAMES, PER_FRAME)).flatten(0, 1), data.train_clips.tip.reshape(-1, 2))
 
 
 def tips_apart(judge: judges.Judge, whole: Tensor, tips: np.ndarray) -> np.ndarray:

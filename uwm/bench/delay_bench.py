@@ -10,7 +10,6 @@ ticks, 4 with jitter) runs 50 episodes, the other delays the first 10 of them: a
 quick run drives the toy world with random weights: it tells of time (gaps, reaction, first action), and success is not judged.
 """
 
-import hashlib
 import math
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -71,6 +70,10 @@ class Case:
     max_steps: int | None = None
     loose: float = 0.0
     full: float = 0.0
+
+    def score(self, best: float) -> float:
+        """The score of an episode with this best reward."""
+        return min(best / self.full, 1.0)
 
     def policy(self, kind: str) -> PolicyConfig:
         """Streaming for the committed kind, the whole horizon from noise for the others."""
@@ -156,8 +159,7 @@ def study(case: Case, chosen: list[Cell], seeds: list[int], workers: int) -> dic
 
 def kept(case: Case, cell: Cell, seeds: list[int]) -> dict:
     """`measure`, or what it found before for the same weights and settings: a bench of an hour may be stopped."""
-    weights = hashlib.sha256((Path(case.checkpoint) / "average.safetensors").read_bytes()).hexdigest()
-    told = experiment.key([weights, asdict(case), asdict(cell), asdict(ChunkingConfig()), seeds])
+    told = experiment.key([base.weights_of(case.checkpoint), asdict(case), asdict(cell), asdict(ChunkingConfig()), seeds])
     return experiment.kept(KEPT / f"{case.world}-{told}.json", lambda: measure(case, cell, seeds))
 
 
@@ -176,7 +178,7 @@ def measure(case: Case, cell: Cell, seeds: list[int]) -> dict:
     successes = sum(run["success"] for run in runs)
     smooth = smoothness([run.pop("seams") for run in runs], np.random.default_rng(0))
     means = {name: _mean([run[name] for run in runs]) for name in runs[0] if name not in ("success", "reaction")}
-    scores = {"scores": [min(run["best"] / case.full, 1.0) for run in runs]} if case.full else {}
+    scores = {"scores": [case.score(run["best"]) for run in runs]} if case.full else {}
     return {
         **asdict(cell), "success": successes / len(runs), "interval": wilson(successes, len(runs)), "rollouts": len(runs),
         **means, **smooth, **scores, "reaction": max(run["reaction"] for run in runs), "succeeded": [bool(run["success"]) for run in runs],

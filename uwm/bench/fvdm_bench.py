@@ -93,7 +93,7 @@ def _drift(model: StreamModel, budget: dict) -> dict[str, float]:
     begin = {"top": long.held["top"][:, : OVERLAP * PER_FRAME]}
     given, seeds = {"action": long.held["action"]}, range(len(begin["top"]))
     whole = video.go_on(model, begin, budget["parts"] * fresh, OVERLAP, seeds, given, rows=budget["rows"])["top"]
-    apart = clip_data.tips_apart(clip_data.judge_of_places(data), whole, long.clips.tip)
+    apart = clip_data.tips_apart(data.places, whole, long.clips.tip)
     return {f"tip, part {part + 1}": float(apart[OVERLAP + (part + 1) * fresh - 1]) for part in range(budget["parts"])}
 
 

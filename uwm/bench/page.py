@@ -183,17 +183,18 @@ def _videos(videos: Mapping, figures: dict) -> str:
     for name, frames in videos.items():
         mark = '<span class="chip bad">failed</span>' if "fail" in name else ""
         words = _text(name.replace("_", " "))
-        film = f'<video src="{pictures.mp4(list(frames), rate)}" controls loop muted autoplay playsinline></video>'
-        cells.append(f"<figure>{film}<figcaption>{words} ({len(frames) / rate:.1f} s) {mark}</figcaption></figure>")
+        cells.append(_film(pictures.mp4_bytes(list(frames), rate), f"{words} ({len(frames) / rate:.1f} s) {mark}"))
     return f'<div class="videos">{"".join(cells)}</div>' if cells else '<p class="note">no rollout was recorded</p>'
 
 
 def _films(films: Mapping) -> str:
-    cells = []
-    for name, content in films.items():
-        film = f'<video src="{pictures.uri("video/mp4", content)}" controls loop muted autoplay playsinline></video>'
-        cells.append(f"<figure>{film}<figcaption>{_text(name.replace('_', ' '))}</figcaption></figure>")
-    return "".join(cells)
+    return "".join(_film(content, _text(name.replace("_", " "))) for name, content in films.items())
+
+
+def _film(content: bytes, caption: str) -> str:
+    """The content of an MP4 file, with a caption in HTML."""
+    film = f'<video src="{pictures.uri("video/mp4", content)}" controls loop muted autoplay playsinline></video>'
+    return f"<figure>{film}<figcaption>{caption}</figcaption></figure>"
 
 
 def _frames(examples: Mapping[str, np.ndarray]) -> str:

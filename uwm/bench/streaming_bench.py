@@ -13,16 +13,14 @@ One checkpoint a world serves every arm, so that only the sampling differs; it w
 are a planner's, not the papers' human ones). Lift runs 50 seeds, Push-T 200, of which the arms of 100 rows run the first 50.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from uwm.bench import delay_bench, experiment
+from uwm.bench import base, delay_bench, experiment
 from uwm.bench.delay_bench import FIRST_SEED, Case
 from uwm.bench.gates import Gate
 from uwm.bench.runner import Result
@@ -42,15 +40,15 @@ NEAR, ONE_CALL = 0.03, 0.05  # of successes (or scores) that may be lost to the 
 def run(quick: bool, out: Path | None) -> Result:
     """All arms in all worlds on the same seeds; a quick run drives the toy world with random weights and judges calls only."""
     cases = [Case("Toy", "", 2, 2, 4, max_steps=24)] if quick else [delay_bench.pusht(), delay_bench.lift()]
-    gates, figures, over = [], {}, {}
+    gates, figures = [], {}
     for case in cases:
         chosen = arms(case)
         measuring = {name: partial(measured, case, asdict(config), seeds_of(case, config)) for name, config in chosen.items()}
         found = experiment.run_arms(f"streaming-{case.world}", measuring, (0,), _told(case, chosen), *experiment.where(quick))
-        figures[case.world] = {name: {**runs[0], "latency_ms": _latency(case, chosen[name])} for name, runs in found.items()}
+        latency = {name: policy_latency(_policy(case, config), repeats=30) for name, config in chosen.items()}
+        figures[case.world] = {name: {**runs[0], "latency_ms": latency[name]} for name, runs in found.items()}
         gates += judged(case, figures[case.world], not quick)
-        over[case.world] = figures[case.world]
-    return Result(CLAIM, [*gates, *judged_together(over, not quick)], range(FIRST_SEED, FIRST_SEED + max(SEEDS.values())), figures)
+    return Result(CLAIM, [*gates, *judged_together(figures, not quick)], range(FIRST_SEED, FIRST_SEED + max(SEEDS.values())), figures)
 
 
 def arms(case: Case) -> dict[str, PolicyConfig]:
@@ -73,9 +71,8 @@ def seeds_of(case: Case, config: PolicyConfig) -> list[int]:
 
 def _told(case: Case, chosen: dict[str, PolicyConfig]) -> list:
     """What figures depend on beside the arm: weights, world, policies."""
-    weights = Path(case.checkpoint) / "average.safetensors"
-    checksum = hashlib.sha256(weights.read_bytes()).hexdigest() if case.checkpoint else ""
-    return [checksum, asdict(case), {name: asdict(config) for name, config in chosen.items()}, SEEDS[case.world]]
+    weights = base.weights_of(case.checkpoint) if case.checkpoint else ""
+    return [weights, asdict(case), {name: asdict(config) for name, config in chosen.items()}, SEEDS[case.world]]
 
 
 def measured(case: Case, policy: dict, seeds: list[int], _: int) -> dict:
@@ -91,22 +88,12 @@ def measured(case: Case, policy: dict, seeds: list[int], _: int) -> dict:
         plans = np.repeat(np.arange(len(moments)), [len(moment.executed) for moment in moments])
         motion.append(seams(np.concatenate([moment.executed for moment in moments]), plans, switches))
     env.close()
-    outcomes = [min(each / case.full, 1.0) if case.full else float(result.success) for each, result in zip(best, results, strict=True)]
+    outcomes = [case.score(each) if case.full else float(result.success) for each, result in zip(best, results, strict=True)]
     return {**evaluation.summary(results), "outcomes": outcomes, **smoothness(motion, np.random.default_rng(0))}
 
 
 def _policy(case: Case, config: PolicyConfig) -> Policy:
     return Policy(load_model(case.checkpoint)[0] if case.checkpoint else delay_bench.random_model(), config)
-
-
-def _latency(case: Case, config: PolicyConfig) -> dict[str, float]:
-    """Milliseconds per action at batch 1, all arms in turn in this process."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return policy_latency(_policy(case, config), repeats=30)
-    finally:
-        torch.set_num_threads(before)
 
 
 def judged(case: Case, found: dict, enough: bool) -> list[Gate]:

@@ -55,7 +55,7 @@ def measured(budget: dict, seed: int) -> dict:
     """One model: errors and calls with 1 (resampled) and more frames in flight."""
     model = clip_data.trained(budget, Pattern(video="fopp", action="given"), seed, CAUSAL, registers=0)
     long = clip_data.longer(budget["clips"], budget["held"], budget["frames"])
-    judge = clip_data.judge_of_places(clip_data.tokens(budget["clips"], budget["held"]))
+    judge = clip_data.tokens(budget["clips"], budget["held"]).places
     true, actions, tips = long.held["top"], {"action": long.held["action"]}, long.clips.tip
     known, rows, ahead = true[:, : KNOWN * PER_FRAME], budget["rows"], budget["frames"] - KNOWN
     found: dict = {"judge of places": judge.score, "tip, seen in true frames": float(clip_data.tips_apart(judge, true, tips).mean())}

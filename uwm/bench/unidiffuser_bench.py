@@ -247,8 +247,7 @@ def _goes(text: str, way: str) -> bool:
 
 def _together(drawn: dict[str, Tensor], data: clip_data.Tokens) -> dict[str, float]:
     """Distance of the tip in drawn last frames from where drawn actions lead, over that of pairs of different draws."""
-    judge = clip_data.judge_of_places(data)
-    size = SEEN.frame_tokens
+    judge, size = data.places, SEEN.frame_tokens
     seen = judge(drawn["later"][:, -size:])
     led = data.clips.tip[:, 0] + drawn["action"].sum(dim=1).numpy() * clip_data.ACTION_SCALE
     moved = seen - data.clips.tip[:, 0]  # clips begin in different places: compare ways, not places

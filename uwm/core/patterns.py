@@ -155,7 +155,7 @@ TEACH_NOTHING = {*ROLE_OF_RULE, "goal_only", "film"}
 
 def rule(name: str) -> Rule:
     """The rule of that name, as `ladder` or, with an argument, `ptss(0.2)`; ValueError lists the names."""
-    made, argument = _argument(name)
+    made, argument = parsed(name)
     if argument is not None and made in MAKERS:
         return MAKERS[made](argument)
     if name not in RULES:
@@ -163,8 +163,8 @@ def rule(name: str) -> Rule:
     return RULES[name]
 
 
-def _argument(name: str) -> tuple[str, float | None]:
-    """("ptss", 0.2) for `ptss(0.2)`; None for a name without an argument."""
+def parsed(name: str) -> tuple[str, float | None]:
+    """A rule's name and its argument: ("ptss", 0.2) for `ptss(0.2)`; None for a name without one."""
     found = re.fullmatch(r"([a-z_]+)\(([0-9.eE+-]+)\)", str(name))
     return (found[1], float(found[2])) if found else (str(name), None)
 
@@ -205,7 +205,7 @@ class Pattern:
             raise ValueError(f"weight, committed and rungs must be >= 0 and chunk >= 1, got {self}")
         if not 0 <= self.loose <= 1:
             raise ValueError(f"loose is a level, in [0, 1], got {self.loose}")
-        if self.rungs and _argument(self.action)[0] != "ladder":
+        if self.rungs and parsed(self.action)[0] != "ladder":
             raise ValueError(f"rungs belong to a ladder of actions, got rungs {self.rungs} for the rule {self.action!r}")
 
 
@@ -261,7 +261,7 @@ def _lay_behind(count: Tensor, pattern: Pattern, layout: Layout, level: Tensor, 
     behind = layout.mask(*layout.of_kind("action")) & (ahead >= 0)
     beyond = behind & (rung >= pattern.rungs)
     risen = ((rung + _uniform(len(level), generator)) / pattern.rungs).to(level.dtype).clamp(min=0)
-    level[behind] = torch.where(beyond, 1.0, risen ** (_argument(pattern.action)[1] or 1.0))[behind]
+    level[behind] = torch.where(beyond, 1.0, risen ** (parsed(pattern.action)[1] or 1.0))[behind]
     role[beyond] = roles.ABSENT
 
 

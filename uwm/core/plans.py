@@ -151,11 +151,16 @@ def streaming_remaining(rows: int, chunks: int, tick: Int[Tensor, " B"]) -> Int[
     return (tick[:, None] + ahead) * rows // chunks - tick[:, None] * rows // chunks
 
 
+def streaming_level(remaining: Int[Tensor, "*K h"], rows: int, shape: float = 1.0) -> Float[Tensor, "*K h"]:
+    """Levels of chunks from the calls that they still have before them: their share of all rows, to the power of `shape`."""
+    return (remaining.clamp(min=0) / rows) ** shape
+
+
 def streaming_tick(rows: int, chunks: int, tick: int = 0, shape: float = 1.0) -> Float[Tensor, "K1 h"]:
-    """Levels per chunk before every call of one tick, and after the last: the first chunk ends at 0. `shape`: an exponent."""
+    """Levels per chunk before every call of one tick, and after the last: the first chunk ends at 0."""
     remaining = streaming_remaining(rows, chunks, torch.tensor([tick]))
     call = torch.arange(streaming_calls(rows, chunks, tick) + 1)[:, None]
-    return ((remaining - call) / rows) ** shape
+    return streaming_level(remaining - call, rows, shape)
 
 
 def picture(plan: Plan, layout: Layout) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from uwm.core import plans, roles
+from uwm.core.patterns import parsed
 from uwm.nn.codecs import unit_to_frames
 from uwm.nn.model import UnifiedModel
 from uwm.nn.robot_model import Observation
@@ -27,7 +28,8 @@ def dreams(model: UnifiedModel, card: dict) -> bool:
     """Whether a checkpoint was trained for the joint mode: it has video, and a pattern in which actions and video fall."""
     patterns = card.get("config", {}).get("train", {}).get("objective", {}).get("patterns", ())
     return bool(model.config.video_frames) and any(
-        each.get("video") in ("constant", "ladder", "independent") and each.get("action") not in ("absent", "given") for each in patterns
+        parsed(each.get("video", ""))[0] in ("constant", "ladder", "independent") and each.get("action") not in ("absent", "given")
+        for each in patterns
     )
 
 

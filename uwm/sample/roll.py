@@ -75,7 +75,7 @@ class Ladder:
 
     def level(self, remaining: Int[Tensor, "*K h"]) -> Float[Tensor, "*K H"]:
         """The level of every action in the buffer, from the calls that its chunk still has before it."""
-        return ((remaining.clamp(min=0) / self.rows) ** self.shape).repeat_interleave(self.chunk, dim=-1)
+        return plans.streaming_level(remaining, self.rows, self.shape).repeat_interleave(self.chunk, dim=-1)
 
     def stream(self, trained: Stream, committed: int = 0) -> Stream:
         """The action stream of a buffer behind so many committed actions: a choice of the frames that the model was trained on."""
