@@ -20,7 +20,7 @@ FUTURE = LAYOUT.mask("action") & (LAYOUT.frame >= 0)
 PAST = LAYOUT.frame < 0
 VIDEO = LAYOUT.mask("top", "wrist")
 DRAWN = ("constant", "independent", "ladder", "linear", "fopp")
-EVEN = sorted(set(RULES) - {"first_clean", "goal", "goal_only", "film", "steady"})  # the same role for all frames
+EVEN = sorted(set(RULES) - {"first_clean", "goal", "goal_only", "film", "steady", "along"})  # the same role for all frames
 
 
 def seeded(seed=0):
@@ -52,6 +52,24 @@ def test_a_ladder_may_be_bent_and_a_steady_one_has_no_phase():
     assert torch.allclose(level, torch.where(same == 1.0, same, same**2))
     with pytest.raises(ValueError, match="exponent above 0"):
         Pattern(action="ladder(0)")
+
+
+def test_frames_go_along_with_the_actions_that_lead_to_them():
+    drawn = draw(Pattern(action="ladder", video="along", chunk=4), LAYOUT, 64, seeded())
+    for frame in (4, 8):
+        leads, seen = LAYOUT.mask("action") & (LAYOUT.frame == frame - 1), VIDEO & (LAYOUT.frame == frame)
+        assert torch.equal(drawn.level[:, seen], drawn.level[:, leads].expand(-1, int(seen.sum())))
+    assert bool((drawn.role[:, VIDEO] == roles.ACTIVE).all()), "what is seen then is learned"
+    short = draw(Pattern(action="ladder", video="along", chunk=2, rungs=2), LAYOUT, 4, seeded())
+    assert bool((short.role[:, VIDEO & (LAYOUT.frame == 8)] == roles.ABSENT).all()), "no action leads so far"
+    shared = draw(Pattern(video="along", shared=True), LAYOUT, 8, seeded()).level[:, FUTURE | VIDEO]
+    assert torch.equal(shared, shared[:, :1].expand_as(shared))
+    for wrong in ({"action": "along"}, {"action": "absent", "video": "along"}, {"action": "ladder", "video": "along", "committed": 2}):
+        with pytest.raises(ValueError, match="along"):
+            Pattern(**wrong)
+    late = Layout((LAYOUT["action"], Stream("top", "video", (16,), 3)))
+    with pytest.raises(ValueError, match="no action leads"):
+        draw(Pattern(action="ladder", video="along"), late, 2, seeded())
 
 
 def test_a_clean_first_frame_is_given_and_the_others_have_one_level():

@@ -202,3 +202,18 @@ def test_importing_the_package_imports_no_simulator():
     code = "import sys, uwm_envs; print([m for m in ('mujoco', 'robosuite', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_object_can_be_moved_between_two_ticks_and_what_cannot_be_is_said(worlds):
+    for name, object_name in (("Lift", "cube"), ("Stack", "cubeA"), ("PickPlaceCan", "can"), ("NutAssemblySquare", "nut")):
+        env = worlds[name]
+        env.reset(seed=2)
+        before = env.unwrapped.privileged()[f"{object_name}_pos"]
+        env.unwrapped.shift_object(np.array([0.02, -0.01]))
+        moved = env.unwrapped.privileged()[f"{object_name}_pos"]
+        assert np.allclose(moved - before, [0.02, -0.01, 0.0], atol=1e-9)
+        env.step(np.zeros(7, np.float32))
+        assert np.abs(env.unwrapped.privileged()[f"{object_name}_pos"] - moved)[:2].max() < 0.005, "it stays where it was put"
+    worlds["Door"].reset(seed=0)
+    with pytest.raises(ValueError, match="nothing lies about freely"):
+        worlds["Door"].unwrapped.shift_object(np.zeros(2))

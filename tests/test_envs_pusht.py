@@ -205,3 +205,13 @@ def test_a_wrong_option_is_named():
         PushT(cameras=("wrist",))
     with pytest.raises(ValueError, match="observation must be one of"):
         PushT(observation="pixels")
+
+
+def test_the_block_can_be_moved_between_two_ticks():
+    env = PushT(cameras=())
+    env.reset(seed=3)
+    before = env.unwrapped.privileged()
+    env.unwrapped.shift_object(np.array([0.03, -0.02]))
+    after = env.unwrapped.privileged()
+    assert np.allclose(after["block"] - before["block"], [0.03, -0.02, 0.0]) and np.allclose(after["pusher"], before["pusher"])
+    env.close()

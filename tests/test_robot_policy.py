@@ -5,12 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import pad
 
 import tiny
 import uwm_envs
+from uwm.core import roles
+from uwm.robot import chunking
 from uwm.robot import evaluate as evaluation
 from uwm.robot.history import History, observe
 from uwm.robot.policy import Policy, PolicyConfig
+from uwm.sample.denoise import reordered
 from uwm.sample.roll import Buffer
 from uwm_data import clamp_frames
 
@@ -126,3 +130,79 @@ def test_the_wilson_interval_has_its_known_values():
     low, high = evaluation.wilson(40, 50)
     assert (round(low, 2), round(high, 2)) == (0.67, 0.89)
     assert evaluation.wilson(50, 50)[1] == pytest.approx(1.0)
+
+
+FRAMES = replace(CONFIG, chunk=4, chunks=2, frames=True)
+
+
+def test_tokens_in_another_order_are_the_same_tokens():
+    net, order = tiny.model(), torch.randperm(tiny.model().layout.tokens, generator=torch.Generator().manual_seed(0))
+    x, level = torch.randn(2, len(order), net.layout.size), torch.rand(2, len(order))
+    role, prefix = roles.full(2, len(order)), net.encode(tiny.observation(2))
+    whole = net(x, level, role, net.layout, prefix)
+    turned = reordered(net, order)(x[:, order], level[:, order], role, net.layout, prefix)
+    torch.testing.assert_close(turned, whole[:, order])
+
+
+def test_actions_and_frames_stand_chunk_after_chunk():
+    policy = Policy(tiny.model(), FRAMES)
+    layout, order = policy._layout(0)
+    assert policy.ladder.unit == 4 + 2 * 4 and sorted(order.tolist()) == list(range(layout.tokens))
+    frame = layout.frame[order]
+    assert frame[:2].tolist() == [-2, -1] and frame[2:14].tolist() == [0, 1, 2, 3] + 8 * [4] and frame[14:].tolist() == [4, 5, 6, 7] + 8 * [8]
+
+
+def test_a_surprise_costs_calls_and_what_was_foreseen_costs_none():
+    counts = {}
+    for name, more in {"none": {}, "calm": {"revise": 1.0, "usual": 1e6}, "alarmed": {"revise": 1.0, "usual": 1e-9}}.items():
+        policy = Policy(tiny.model(), replace(FRAMES, primer="zero", **more))
+        memory, sent = _drive_float(policy, policy.model, policy.start([0]), 4, 0)
+        counts[name] = (policy.calls, sent)
+    assert counts["none"][0] == 4 * 8 // 2 and torch.equal(counts["none"][1], counts["calm"][1])
+    assert counts["alarmed"][0] == 4 + 3 * 8, "all rows again at every tick but the first, which had foreseen nothing"
+
+
+def test_what_is_seen_is_compared_with_what_was_foreseen():
+    policy = Policy(tiny.model(), FRAMES)
+    start, seen = policy.start([0, 1]), tiny.observation(2, 5)
+    assert policy.distance(start, seen).tolist() == [0.0, 0.0], "nothing was foreseen yet"
+    memory, actions = policy.act(start, seen)
+    memory = policy.done(memory, actions)
+    tokens = torch.cat([policy.model.video.encode(image[:, None]) for image in seen.images.values()], dim=1)
+    foreseen = replace(memory, expected=pad(tokens, (0, memory.expected.shape[2] - tokens.shape[2])))
+    assert policy.distance(foreseen, seen).tolist() == [0.0, 0.0]
+    moved = replace(foreseen, expected=foreseen.expected + torch.tensor([0.0, 1.0])[:, None, None])
+    far = policy.distance(moved, seen)
+    assert far[0] == 0 and far[1] > 0.5
+    blind = replace(seen, images={}, present={})
+    assert policy.distance(moved, blind).tolist() == [0.0, 0.0], "a camera that is missing is no surprise"
+    assert torch.allclose(Policy(policy.model, replace(FRAMES, usual=0.5)).surprise(moved, seen), (far / 0.5 - 1).clamp(min=0))
+
+
+def test_a_batch_with_frames_and_surprises_gives_what_single_environments_give_and_can_be_saved():
+    policy = Policy(tiny.model(), replace(FRAMES, revise=0.5, usual=1.0))
+    memory, outputs = policy.start([1, 2, 3]), []
+    for tick in range(3):
+        memory = Buffer.from_tensors({name: value.clone() for name, value in memory.tensors().items()})
+        memory, actions = policy.act(memory, tiny.observation(3, tick, policy.model.config))
+        outputs.append(actions)
+        memory = policy.done(memory, actions)
+    for index, seed in enumerate([1, 2, 3]):
+        alone = policy.start([seed])
+        for tick in range(3):
+            given = tiny.observation(3, tick, policy.model.config)
+            own = {n: v[index : index + 1] for n, v in given.images.items()}
+            alone, actions = policy.act(alone, replace(given, images=own, proprio=given.proprio[index : index + 1]))
+            torch.testing.assert_close(actions[0], outputs[tick][index], rtol=1e-4, atol=1e-4)
+            alone = policy.done(alone, actions)
+
+
+def test_frames_that_cannot_stand_in_the_buffer_are_refused():
+    with pytest.raises(ValueError, match=r"looks \[2, 4, 6, 8\] ticks ahead.*model.video_frames=\[2, 4, 6, 8\]"):
+        Policy(tiny.model(), replace(CONFIG, frames=True))
+    with pytest.raises(ValueError, match="streaming policy"):
+        replace(FRAMES, kind="chunked")
+    with pytest.raises(ValueError, match="revise is >= 0 and needs frames"):
+        replace(CONFIG, revise=1.0)
+    with pytest.raises(ValueError, match="plans at the ends of its chunks"):
+        chunking.check(Policy(tiny.model(), FRAMES), chunking.ChunkingConfig("committed"))

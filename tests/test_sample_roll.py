@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from oracle import DTYPE, PATHS, Columns, Gaussian, autoregressive, correlated, unchecked_shapes
 from uwm.core import plans, roles
 from uwm.core.streams import Stream
+from uwm.noise.gaussian import corrupt
 from uwm.sample import roll, steps
 from uwm.sample.roll import Buffer, Ladder
 
@@ -121,6 +122,70 @@ def test_a_warm_start_takes_the_last_rows_from_the_plan_before_and_a_first_plan_
     for wrong in ({"kept": 4, "begin": 0}, {"kept": 0, "begin": 3}, {"kept": 7, "begin": 3}, {"kept": 4, "begin": 11}):
         with pytest.raises(ValueError, match="begin lies in"):
             roll.again(new, ladder, denoise, COSINE, RULES[0], **wrong)
+
+
+@pytest.mark.parametrize("share, extra", [(0.0, 0), (0.1, 0), (0.5, 2), (1.0, 6)])
+def test_a_revised_buffer_goes_back_a_share_of_its_rows_and_down_to_its_ladder(share, extra):
+    """Eight rows, four chunks: the first chunk has two calls before it, so going back four rows costs two calls."""
+    ladder = Ladder(8, 2, 4, past=1, primer="zero")
+    buffer, _, _ = act(roll.empty(ladder, [0], 1, DTYPE), ladder)
+    denoise = Watched(world_of(ladder), buffer)
+    after, sent = roll.tick(buffer, ladder, denoise, COSINE, RULES[0], revised=torch.tensor([share]))
+    levels = torch.cat(denoise.levels)[:, ladder.past :: ladder.chunk].float()
+    ladder_now = torch.tensor([0.25, 0.5, 0.75, 1.0])
+    assert len(levels) == extra + 2 and sent.shape == (1, 2, 1)
+    assert torch.equal(levels[0], ladder_now.clamp(min=share))
+    assert torch.equal(levels[extra], ladder_now) and bool((levels.diff(dim=0) <= 0).all())
+    if not extra:
+        plain, same_sent = roll.tick(buffer, ladder, Watched(world_of(ladder), buffer), COSINE, RULES[0])
+        assert torch.equal(sent, same_sent) and same(after, plain), "what is no surprise changes nothing, bit for bit"
+
+
+def test_a_revised_batch_gives_what_single_streams_give():
+    ladder, shares = Ladder(8, 2, 4, past=1, primer="zero"), [0.0, 0.5, 1.0]
+    world = world_of(ladder)
+    begun = [act(roll.empty(ladder, [seed], 1, DTYPE), ladder)[0] for seed in range(3)]
+    together = Buffer.from_tensors({name: torch.cat([each.tensors()[name] for each in begun]) for name in begun[0].tensors()})
+    _, sent = roll.tick(together, ladder, Watched(world, together), COSINE, RULES[0], revised=torch.tensor(shares))
+    for index, share in enumerate(shares):
+        _, alone = roll.tick(begun[index], ladder, Watched(world, begun[index]), COSINE, RULES[0], revised=torch.tensor([share]))
+        torch.testing.assert_close(sent[index : index + 1], alone)
+    for wrong in (torch.tensor([0.5]), torch.tensor([0.0, 0.5, 1.5])):
+        with pytest.raises(ValueError, match="one share of the rows"):
+            roll.tick(together, ladder, Watched(world, together), COSINE, RULES[0], revised=wrong)
+
+
+def test_noising_a_buffer_again_leaves_it_on_the_path():
+    """With an exact denoiser a revised buffer has the moments that its ladder wants, though its first chunks were nearly clean."""
+    ladder = Ladder(24, 1, 3, past=0, primer="zero")
+    world = Gaussian(torch.tensor([1.0, 0.5, -1.0], dtype=DTYPE), autoregressive(3, 0.6))
+    level = ladder.level(plans.streaming_remaining(24, 3, torch.zeros(1, dtype=torch.int64))).double()
+    clean = world.mean + torch.randn(20_000, 3, dtype=DTYPE, generator=torch.Generator().manual_seed(0)) @ torch.linalg.cholesky(
+        world.covariance
+    ).T
+    noise = torch.randn(20_000, 3, 1, dtype=DTYPE, generator=torch.Generator().manual_seed(1))
+    start = roll.empty(ladder, range(20_000), 1, DTYPE)
+    on_ladder = corrupt(COSINE, clean[..., None], noise, level.expand(20_000, -1))
+    buffer = Buffer.from_tensors({**start.tensors(), "future": on_ladder, "fresh": torch.zeros(20_000, dtype=torch.bool)})
+    raised, _ = roll.tick(buffer, ladder, lambda x, at: x, COSINE, _frozen(), revised=torch.full((20_000,), 0.75))
+    high = level.clamp(min=0.75)[0]
+    alpha, sigma = COSINE.alpha(high), COSINE.sigma(high)
+    wanted = alpha[:, None] * world.covariance * alpha + torch.diag(sigma**2)
+    assert torch.allclose(raised.future[..., 0].mean(dim=0), alpha * world.mean, atol=0.03)
+    assert torch.allclose(torch.cov(raised.future[..., 0].T), wanted, atol=0.03)
+
+
+def test_what_a_chunk_foresaw_is_kept_until_it_can_be_seen():
+    ladder = Ladder(4, 2, 3, past=1, primer="zero", seen=3)
+    buffer = roll.empty(ladder, [0], 4, DTYPE)
+    assert buffer.future.shape == (1, 15, 4) and buffer.expected.shape == (1, 3, 4)
+    ticked, sent = roll.tick(buffer, ladder, lambda x, level: x, COSINE, _frozen())
+    assert torch.equal(sent, ticked.future[:, :2]), "of the first chunk's five tokens two are actions"
+    rolled = roll.roll(ticked, ladder, sent)
+    assert torch.equal(rolled.expected, ticked.future[:, 2:5]) and torch.equal(rolled.future[:, :10], ticked.future[:, 5:])
+    assert torch.equal(roll.levels(ticked, ladder)[:, :5], torch.zeros(1, 5))
+    with pytest.raises(ValueError, match="frames need a primer"):
+        Ladder(4, 2, 3, primer="constant", seen=3)
 
 
 def _frozen():

@@ -156,6 +156,19 @@ class Manipulation(gymnasium.Env):
         self._tick = int(state["tick"])
         self._refresh()
 
+    def shift_object(self, offset: np.ndarray) -> None:
+        """Moves the task's object by (x, y) metres at once, as a hand might between two ticks; it lies still then.
+
+        ValueError for a task whose object does not lie about freely. What else is there is not asked: mind where it goes.
+        """
+        if self._task.loose is None:
+            raise ValueError(f"nothing lies about freely in {self._task.name!r}")
+        joint = self.model.body_jntadr[self._task.loose(self._sim_env)]
+        place, speed = self.model.jnt_qposadr[joint], self.model.jnt_dofadr[joint]
+        self.data.qpos[place : place + 2] += np.asarray(offset, np.float64)
+        self.data.qvel[speed : speed + 6] = 0.0
+        self._refresh()
+
     def set_flat_state(self, state: np.ndarray) -> None:
         """Show a flattened MuJoCo state (1 + nq + nv,): time, positions, velocities, as robosuite records them.
 

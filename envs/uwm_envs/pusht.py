@@ -84,6 +84,12 @@ class PushT(gymnasium.Env):
         self._steps = 0
         self._refresh()
 
+    def shift_object(self, offset: np.ndarray) -> None:
+        """Moves the block by (x, y) metres at once, as a hand might between two ticks; it lies still then."""
+        self._data.qpos[:2] += np.asarray(offset, np.float64)
+        self._data.qvel[:3] = 0.0
+        self._refresh()
+
     def observe(self) -> dict[str, np.ndarray]:
         """The observation of the current state (also right after `set_state`)."""
         x, y, angle, *pusher = self._data.qpos

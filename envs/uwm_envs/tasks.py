@@ -8,13 +8,17 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Task:
-    """A task: `max_steps` in ticks of 50 ms; `objects(sim_env, data)` gives the poses an expert needs (m, world frame)."""
+    """A task: `max_steps` in ticks of 50 ms; `objects(sim_env, data)` gives the poses an expert needs (m, world frame).
+
+    `loose(sim_env)` is the body of the object that the task is about, if it lies about freely.
+    """
 
     name: str
     robosuite_name: str
     max_steps: int
     instruction: str
     objects: Callable
+    loose: Callable | None = None
 
 
 def _pose(data, body: int, name: str) -> dict[str, np.ndarray]:
@@ -54,13 +58,16 @@ def _door(sim_env, data):
 TASKS = {
     task.name: task
     for task in (
-        Task("Lift", "Lift", 150, "lift the red cube", _lift),
-        Task("Stack", "Stack", 250, "stack the red cube on the green cube", _stack),
-        Task("PickPlaceCan", "PickPlaceCan", 400, "put the can into its bin", _can),
-        Task("NutAssemblySquare", "NutAssemblySquare", 400, "put the square nut on the square peg", _nut),
+        Task("Lift", "Lift", 150, "lift the red cube", _lift, lambda sim_env: sim_env.cube_body_id),
+        Task("Stack", "Stack", 250, "stack the red cube on the green cube", _stack, lambda sim_env: sim_env.cubeA_body_id),
+        Task("PickPlaceCan", "PickPlaceCan", 400, "put the can into its bin", _can, lambda sim_env: sim_env.obj_body_id["Can"]),
+        Task(
+            "NutAssemblySquare", "NutAssemblySquare", 400, "put the square nut on the square peg", _nut,
+            lambda sim_env: sim_env.obj_body_id["SquareNut"],
+        ),
         Task("Door", "Door", 300, "open the door", _door),
     )
-}
+}  # fmt: skip
 
 
 def task_named(name: str) -> Task:

@@ -9,6 +9,7 @@ given / constant  ..   .... .... .... ....        ######## ########    forward d
 ladder, rungs 3   ..   ..-- --== ==## ##                               the same behind a committed prefix of 2
 constant / given  ..   #### #### #### ####        ........ ........    inverse dynamics
 absent / constant      (not there)                ######## ########    video prediction, data without actions
+ladder / along    ..   ---- ==== #### @@@@        -------- ########    actions and the frames that they lead to, in one buffer
 absent / goal          (not there)                ######## ........    the way to a goal image: what is behind it is not there
 ```
 
@@ -104,6 +105,7 @@ def first_clean(frames: Tensor, batch: int, chunk: int, generator: Generator) ->
     return torch.where(frames == frames.min(), 0.0, constant(frames, batch, chunk, generator))
 
 
+ALONG = "along"  # video only: a frame has the level of the action that leads to it, and is absent where that is
 NOT_THERE = -1.0  # the level by which a rule says that a frame is absent
 
 
@@ -147,6 +149,7 @@ RULES: dict[str, Rule] = {
     "given": _filled(0.0),
     "noise": _filled(1.0),
     "absent": _filled(1.0),
+    ALONG: _filled(1.0),
 }
 MAKERS: dict[str, Callable[[float], Rule]] = {"ptss": ptss, "ladder": bent}
 ROLE_OF_RULE = {"given": roles.GIVEN, "noise": roles.GIVEN, "absent": roles.ABSENT}
@@ -207,6 +210,10 @@ class Pattern:
             raise ValueError(f"loose is a level, in [0, 1], got {self.loose}")
         if self.rungs and parsed(self.action)[0] != "ladder":
             raise ValueError(f"rungs belong to a ladder of actions, got rungs {self.rungs} for the rule {self.action!r}")
+        if ALONG in [getattr(self, kind) for kind in KINDS if kind != "video"]:
+            raise ValueError(f"the rule {ALONG!r} is for video: a frame follows the action that leads to it")
+        if self.video == ALONG and (self.action in ROLE_OF_RULE or self.committed):
+            raise ValueError(f"video goes {ALONG} actions that are denoised, none of them committed, got {self}")
 
 
 @dataclass(frozen=True)
@@ -240,6 +247,8 @@ def draw(pattern: Pattern, layout: Layout, batch: int, generator: Generator) -> 
         count = _commit(pattern, layout, level, role, generator)
         if pattern.rungs:
             _lay_behind(count, pattern, layout, level, role, generator)
+    if pattern.video == ALONG:
+        _go_along(layout, level, role)
     _show_past(layout, level, role, generator)
     return Draw(level, role)
 
@@ -263,6 +272,16 @@ def _lay_behind(count: Tensor, pattern: Pattern, layout: Layout, level: Tensor, 
     risen = ((rung + _uniform(len(level), generator)) / pattern.rungs).to(level.dtype).clamp(min=0)
     level[behind] = torch.where(beyond, 1.0, risen ** (parsed(pattern.action)[1] or 1.0))[behind]
     role[beyond] = roles.ABSENT
+
+
+def _go_along(layout: Layout, level: Tensor, role: Tensor) -> None:
+    """Gives every frame the level and the role of the last action before it."""
+    action = layout.mask(*layout.of_kind("action"))
+    for index in layout.mask(*layout.of_kind("video")).nonzero().flatten():
+        leads = (action & (layout.frame == layout.frame[index] - 1)).nonzero().flatten()
+        if not len(leads):
+            raise ValueError(f"no action leads to the frame at tick {int(layout.frame[index])}: the horizon is too short for {ALONG!r}")
+        level[:, index], role[:, index] = level[:, leads[0]], role[:, leads[0]]
 
 
 def _show_past(layout: Layout, level: Tensor, role: Tensor, generator: Generator) -> None:

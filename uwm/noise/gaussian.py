@@ -113,6 +113,20 @@ def corrupt(
     return path.alpha(level) * clean + path.sigma(level) * noise
 
 
+def noised(
+    path: GaussianPath, x: Float[Tensor, "B N S"], noise: Float[Tensor, "B N S"], level_from: Float[Tensor, "B N"], level_to: Float[Tensor, "B N"]
+) -> Float[Tensor, "B N S"]:
+    """Tokens raised from one level to another with fresh noise, distributed as if they had come from clean ones in one go.
+
+    Where the second level is not above the first they come back bit for bit.
+    """
+    low, high = level_from[..., None], level_to[..., None]
+    rises = high > low
+    kept = path.alpha(high) / torch.where(rises, path.alpha(low), 1.0)
+    spread = (path.sigma(high) ** 2 - (kept * path.sigma(low)) ** 2).clamp(min=0).sqrt()
+    return torch.where(rises, kept * x + spread * noise, x)
+
+
 def target(path: GaussianPath, prediction: str, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
     """What the network is asked for: the noise, the clean value, or the velocity dx/dlevel.
 

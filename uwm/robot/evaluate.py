@@ -67,9 +67,10 @@ def rollout(env: Any, policy: Policy, seed: int, camera: str | None = None, watc
 
 def _moment(policy: Policy, memory: roll.Buffer, first: int, executed: np.ndarray) -> Moment:
     """What the first environment's buffer holds; that of a chunked policy is clean."""
-    config, future = policy.config, policy.model.to_actions(memory.future)[0].numpy()
-    level = roll.levels(memory, config.ladder)[0].numpy() if config.kind == "streaming" else np.zeros(len(future), np.float32)
-    return Moment(first, future, level, executed)
+    ladder, future = policy.ladder, policy.model.to_actions(policy.ladder.actions(memory.future))[0].numpy()
+    if policy.config.kind != "streaming":
+        return Moment(first, future, np.zeros(len(future), np.float32), executed)
+    return Moment(first, future, ladder.actions(roll.levels(memory, ladder))[0].numpy(), executed)
 
 
 def rollouts(env: Any, policy: Policy, seeds: Sequence[int], camera: str | None, keep: int) -> Iterator[Rollout]:

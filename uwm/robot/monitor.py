@@ -122,7 +122,7 @@ def _heard(pipe: Any, wait_s: float) -> str:
 
 def levels(policy: PolicyConfig, memory: Mapping[str, np.ndarray] | None) -> tuple[np.ndarray, np.ndarray] | None:
     """Levels (H,) and normalised values (H, A) of the buffer in a policy's memory, that of the first of its samples."""
-    if memory is None or policy.kind != "streaming" or bool(memory["fresh"][0]):
+    if memory is None or policy.kind != "streaming" or policy.frames or bool(memory["fresh"][0]):
         return None
     remaining = plans.streaming_remaining(policy.rows, policy.chunks, torch.from_numpy(memory["tick"][:1]))[0]
     return np.repeat(remaining.numpy() / policy.rows, policy.chunk), memory["future"][0]

@@ -7,6 +7,7 @@ serves both policies:
 |---|---|---|
 | chunked | rows | all actions from 1 to 0 together, the first chunk is sent, the rest is thrown away |
 | streaming | rows / chunks | the rolling buffer of `uwm.sample.roll` |
+| streaming, `frames` | the same, and some more after a surprise | what will be seen stands in the buffer too, and is compared with what is |
 
 A controller that acts while the policy thinks uses the same parts one by one: `recall` what was executed, then `plan` behind
 the actions that are under way, or sample the `whole` horizon.
@@ -14,17 +15,18 @@ the actions that are under way, or sample the `whole` horizon.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from uwm.core.shapes import Float
-from uwm.core.streams import Layout
+from uwm.core.shapes import Float, Int
+from uwm.core.streams import Layout, Stream
 from uwm.nn.robot_model import Observation, RobotModel
 from uwm.noise import gaussian
 from uwm.sample import roll
-from uwm.sample.denoise import Denoiser
+from uwm.sample.denoise import Denoiser, reordered
 from uwm.sample.steps import Denoise, rule
 
 LIMIT = 6.0  # normalised actions are clipped at this many spreads
@@ -36,6 +38,10 @@ class PolicyConfig:
 
     `primer`, `loose`, `shape`: see `uwm.sample.roll.Ladder`. `warm`, of the chunked kind: every plan but the first begins from the
     one before, noised to this level, and takes this share of the rows; 1: from noise.
+
+    `frames`, of the streaming kind: the frame at the end of every chunk is denoised with it. What comes out is compared with what is
+    seen then; a `surprise` of s takes the buffer back by s * `revise` of its rows (at most all). `usual`: the distance of a frame
+    from what was foreseen when nothing happens.
     """
 
     kind: str = "streaming"
@@ -48,8 +54,15 @@ class PolicyConfig:
     loose: float = 0.0
     shape: float = 1.0
     warm: float = 1.0
+    frames: bool = False
+    revise: float = 0.0
+    usual: float = 1.0
 
     def __post_init__(self):
+        if self.revise < 0 or not self.usual > 0 or (self.revise and not self.frames):
+            raise ValueError(f"revise is >= 0 and needs frames, usual is > 0, got {self}")
+        if self.frames and self.kind != "streaming":
+            raise ValueError(f"frames stand in the buffer of a streaming policy, got kind {self.kind!r}")
         if not 0 < self.warm <= 1 or (self.warm < 1 and (self.kind != "chunked" or self.chunks < 2)):
             raise ValueError(f"warm lies in (0, 1], and below 1 belongs to a chunked policy of two chunks or more, got {self}")
         if self.kind not in ("streaming", "chunked"):
@@ -74,7 +87,8 @@ class Policy:
 
     def __init__(self, model: RobotModel, config: PolicyConfig):
         self.model, self.config = model.eval(), config
-        self.layouts: dict[int, Layout] = {}
+        self.layouts: dict[int, tuple[Layout, Int[Tensor, " N"]]] = {}
+        self.ladder = self._ladder()
         self._layout(0)  # a horizon that was not trained is refused now, not at the first observation
         self.step = rule(config.step)
         self.calls = 0
@@ -99,8 +113,8 @@ class Policy:
 
         `still`: actions (physical units) that hold the robots where they are, which the primer "constant" begins with.
         """
-        normalised = None if still is None else self.model.from_actions(still.float()[:, None])[:, 0]
-        return roll.empty(self.config.ladder, seeds, self.model.config.action_size, still=normalised)
+        normalised = None if still is None else self._tokens(still[:, None])[:, 0]
+        return roll.empty(self.ladder, seeds, self._layout(0)[0].size, still=normalised)
 
     @torch.inference_mode()
     def act(self, memory: roll.Buffer, observation: Observation) -> tuple[roll.Buffer, Float[Tensor, "B C A"]]:
@@ -108,24 +122,47 @@ class Policy:
         if self.config.kind == "chunked":
             memory, actions = self._whole(memory, observation, None, self.config.rows)
             return memory, actions[:, : self.config.chunk]
-        return self._tick(memory, observation, None, 1)
+        return self._tick(memory, observation, None, 1, self._revised(memory, observation))
 
     def done(self, memory: roll.Buffer, executed: Float[Tensor, "B C A"]) -> roll.Buffer:
         """The memory after `executed` (physical units) really went to the robot."""
-        return roll.roll(memory, self.config.ladder, self.model.from_actions(executed.float()))
+        return roll.roll(memory, self.ladder, self._tokens(executed))
 
     @torch.no_grad()
     def recall(self, memory: roll.Buffer, executed: Float[Tensor, "B n A"]) -> roll.Buffer:
         """The memory with what was executed since the last plan, any number of actions in physical units."""
-        return roll.recall(memory, self.model.from_actions(executed.float()))
+        return roll.recall(memory, self._tokens(executed))
+
+    @torch.no_grad()
+    def surprise(self, memory: roll.Buffer, observation: Observation) -> Float[Tensor, " B"]:
+        """How much further than usual what is seen lies from what the buffer foresaw, in usual distances: 0 is as expected.
+
+        The distance is the mean square over the token of the frame that differs most: what moved may be small. A camera that is missing
+        and a buffer that has foreseen nothing yet are no surprise.
+        """
+        return (self.distance(memory, observation) / self.config.usual - 1).clamp(min=0)
+
+    @torch.no_grad()
+    def distance(self, memory: roll.Buffer, observation: Observation) -> Float[Tensor, " B"]:
+        """The distance that `surprise` sets in relation to the usual one; 0 where there is nothing to compare."""
+        found, at = torch.zeros(len(memory.tick)), 0
+        for name in self._layout(0)[0].of_kind("video"):
+            count, size = self.model.layout[name].frame_tokens, self.model.layout[name].size
+            foreseen, at = memory.expected[:, at : at + count, :size], at + count
+            if name in observation.images:
+                seen = self.model.video.encode(observation.images[name][:, None])
+                there = observation.present.get(name, torch.ones(len(seen), dtype=torch.bool))
+                found = torch.where(there, found.maximum((seen - foreseen).square().mean(dim=2).amax(dim=1)), found)
+        return torch.where((memory.tick > 0) & ~memory.fresh, found, 0.0)
 
     @torch.no_grad()
     def plan(
         self, memory: roll.Buffer, observation: Observation, committed: Float[Tensor, "B D A"], count: int = 1
     ) -> tuple[roll.Buffer, Float[Tensor, "B n A"]]:
         """The next `count` chunks of the streaming buffer behind D `committed` actions (physical units); the memory has rolled."""
-        memory, actions = self._tick(memory, observation, self.model.from_actions(committed.float()), count)
-        return roll.advance(memory, self.config.ladder, count), actions
+        revised = None if committed.shape[1] else self._revised(memory, observation)
+        memory, actions = self._tick(memory, observation, self._tokens(committed), count, revised)
+        return roll.advance(memory, self.ladder, count), actions
 
     @torch.no_grad()
     def whole(
@@ -140,17 +177,23 @@ class Policy:
         One observation serves any number of memories: they are samples of the same moment.
         """
         memory, actions = self._whole(memory, observation, guide, rows or self.config.rows)
-        return roll.advance(memory, self.config.ladder), actions
+        return roll.advance(memory, self.ladder), actions
 
-    def _tick(self, memory: roll.Buffer, observation: Observation, committed: Tensor | None, count: int) -> tuple[roll.Buffer, Tensor]:
+    def _tick(
+        self, memory: roll.Buffer, observation: Observation, committed: Tensor | None, count: int, revised: Tensor | None = None
+    ) -> tuple[roll.Buffer, Tensor]:
         denoise = self._denoiser(memory, observation, 0 if committed is None else committed.shape[1])
-        memory, chunk = roll.tick(memory, self.config.ladder, denoise, self._path, self.step, committed, count)
+        memory, chunk = roll.tick(memory, self.ladder, denoise, self._path, self.step, committed, count, revised)
         return memory, self._actions(chunk, denoise)
+
+    def _revised(self, memory: roll.Buffer, observation: Observation) -> Float[Tensor, " B"] | None:
+        """The share of the rows by which a surprise takes the buffer back."""
+        return (self.config.revise * self.surprise(memory, observation)).clamp(max=1) if self.config.revise else None
 
     def _whole(self, memory: roll.Buffer, observation: Observation, guide: Callable | None, rows: int) -> tuple[roll.Buffer, Tensor]:
         """A buffer that is fresh at every call and has one chunk, primed with no calls from pure noise."""
         config = self.config
-        ladder = roll.Ladder(rows, config.ladder.horizon, 1, config.past, "zero")
+        ladder = roll.Ladder(rows, self.ladder.horizon, 1, config.past, "zero")
         denoise = self._denoiser(memory, observation, 0)
         guided = denoise if guide is None else guide(denoise, self._path)
         if config.warm < 1:
@@ -171,15 +214,48 @@ class Policy:
     def _path(self) -> gaussian.GaussianPath:
         return gaussian.path(self.model.config.path, self.model.config.noise_shift)
 
-    def _layout(self, committed: int) -> Layout:
+    def _tokens(self, actions: Float[Tensor, "B n A"]) -> Float[Tensor, "B n S"]:
+        """Normalised actions, as wide as the tokens of the buffer."""
+        normalised = self.model.from_actions(actions.float())
+        return pad(normalised, (0, self._layout(0)[0].size - normalised.shape[-1]))
+
+    def _ladder(self) -> roll.Ladder:
+        """The buffer's ladder: what is seen at the end of a chunk has as many tokens as the model's cameras have."""
+        if not self.config.frames:
+            return self.config.ladder
+        video = [self.model.layout[name] for name in self.model.layout.of_kind("video")]
+        if not video or self.model.config.merge != 1:
+            raise ValueError("a policy with frames needs a model that was trained with video, of merge 1")
+        return replace(self.config.ladder, seen=sum(stream.frame_tokens for stream in video))
+
+    def _layout(self, committed: int) -> tuple[Layout, Int[Tensor, " N"]]:
+        """The streams of the buffer, and the order in which their tokens stand there: chunk after chunk."""
         if committed not in self.layouts:
-            self.layouts[committed] = Layout((self.config.ladder.stream(self.model.layout["action"], committed),))
+            action = self.ladder.stream(self.model.layout["action"], committed)
+            video = [self._along(self.model.layout[name], committed) for name in self.model.layout.of_kind("video") if self.config.frames]
+            layout, chunks = Layout((action, *video)), self.ladder.chunks
+            place = torch.arange(layout.tokens)
+            before = action.tokens - self.ladder.horizon
+            parts = [place[before : action.tokens], *(place[layout.span(stream.name)] for stream in video)]
+            chunk_by_chunk = torch.cat([part.reshape(chunks, -1) for part in parts], dim=1).flatten()
+            self.layouts[committed] = layout, torch.cat([place[:before], chunk_by_chunk])
         return self.layouts[committed]
+
+    def _along(self, trained: Stream, committed: int) -> Stream:
+        """A camera's frames at the ends of the chunks."""
+        frames = tuple(committed + self.ladder.chunk * (index + 1) for index in range(self.ladder.chunks))
+        if not set(frames) <= set(trained.frames):
+            raise ValueError(
+                f"a buffer of actions and frames looks {list(frames)} ticks ahead, but the model's video was trained on "
+                f"{list(trained.frames)}: train with model.video_frames={list(frames)} and the rule along"
+            )
+        return replace(trained, frames=frames)
 
     def _denoiser(self, memory: roll.Buffer, observation: Observation, committed: int) -> Denoiser:
         config, batch = self.model.config, len(memory.tick)
         prefix = self.model.encode(observation)
         if len(observation.proprio) != batch:
             prefix = prefix.at(torch.zeros(batch, dtype=torch.int64))
-        role, layout = roll.role(memory, committed), self._layout(committed)
-        return Denoiser(self.model, self._path, config.prediction, layout, role, prefix, LIMIT)
+        layout, order = self._layout(committed)
+        network = reordered(self.model, order) if self.config.frames else self.model
+        return Denoiser(network, self._path, config.prediction, layout, roll.role(memory, committed), prefix, LIMIT)

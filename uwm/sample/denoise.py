@@ -43,6 +43,16 @@ class Denoiser:
         return clean
 
 
+def reordered(network: Callable[..., Tensor], order: Int[Tensor, " N"]) -> Callable[..., Tensor]:
+    """The network for tokens that stand in another order than their layout: the i-th is the layout's token `order[i]`."""
+    back = order.argsort()
+
+    def call(x: Tensor, level: Tensor, role: Tensor, layout: Layout, context: object) -> Tensor:
+        return network(x[:, back], level[:, back], role[:, back], layout, context)[:, order]
+
+    return call
+
+
 def denoiser(
     model: StreamModel,
     role: Int[Tensor, "B N"],

@@ -17,6 +17,14 @@ frames      -2 -1   0 1 2 3    4 5 6     7 8 9     10 11 12      4 ticks until t
 level        . .    . . . .    : : :     = = =     @  @  @
 ```
 
+What is seen at the end of a chunk may stand behind its actions, at their level: actions and frames on one wavefront. Then the frame
+that comes out clean can be compared with the one that the camera brings, and what does not agree is **revised**: all that is finer than
+some level is noised back to it, and a few more rows of the loop bring it down to the ladder again.
+
+```
+levels      . : = @    noised again to two quarters    = = = @    two calls    . : = @    the usual ones
+```
+
 A `Buffer` holds everything: values, how far each environment is, executed actions, random state. It can be saved,
 restored, batched and reset by mask; nothing about an episode lives anywhere else.
 """
@@ -30,7 +38,7 @@ from torch.nn.functional import pad
 from uwm.core import plans, roles
 from uwm.core.shapes import Bool, Float, Int
 from uwm.core.streams import Stream
-from uwm.noise.gaussian import GaussianPath, corrupt
+from uwm.noise.gaussian import GaussianPath, corrupt, noised
 from uwm.sample.loop import sample
 from uwm.sample.randomness import Randomness
 from uwm.sample.steps import Denoise, StepRule
@@ -46,7 +54,8 @@ class Ladder:
     whole horizon once (`rows` calls) and noises it back to the ladder; "zero" noises the mean action, "constant" the last executed
     one or the one that holds the robot still (SDP sec. IV-D; no calls). `loose` is the level at which committed actions are shown:
     0 as they are; above, what follows leans less on them and more on what is seen. `shape`: level = (calls left / rows)^shape;
-    above 1 the first actions are nearly finished earlier, 1 is SDP's ladder. Train with the rule `ladder(shape)`.
+    above 1 the first actions are nearly finished earlier, 1 is SDP's ladder. Train with the rule `ladder(shape)`. `seen`: tokens of
+    what will be seen at the end of a chunk, which stand behind its actions; train with the rule `along`.
     """
 
     rows: int
@@ -56,8 +65,11 @@ class Ladder:
     primer: str = "denoise"
     loose: float = 0.0
     shape: float = 1.0
+    seen: int = 0
 
     def __post_init__(self):
+        if self.seen < 0 or (self.seen and self.primer == "constant"):
+            raise ValueError(f"frames need a primer that knows them, denoise or zero, and seen must be >= 0, got {self}")
         if not self.shape > 0:
             raise ValueError(f"the shape of a ladder must be an exponent above 0, got {self.shape}")
         if self.primer == "constant" and not self.past:
@@ -73,9 +85,18 @@ class Ladder:
     def horizon(self) -> int:
         return self.chunk * self.chunks
 
+    @property
+    def unit(self) -> int:
+        """Tokens of a chunk: its actions, and what is seen at its end."""
+        return self.chunk + self.seen
+
     def level(self, remaining: Int[Tensor, "*K h"]) -> Float[Tensor, "*K H"]:
-        """The level of every action in the buffer, from the calls that its chunk still has before it."""
-        return plans.streaming_level(remaining, self.rows, self.shape).repeat_interleave(self.chunk, dim=-1)
+        """The level of every token in the buffer, from the calls that its chunk still has before it."""
+        return plans.streaming_level(remaining, self.rows, self.shape).repeat_interleave(self.unit, dim=-1)
+
+    def actions(self, future: Float[Tensor, "B H *A"]) -> Float[Tensor, "B h *A"]:
+        """Of tokens of whole chunks, those of actions."""
+        return future.unflatten(1, (-1, self.unit))[:, :, : self.chunk].flatten(1, 2)
 
     def stream(self, trained: Stream, committed: int = 0) -> Stream:
         """The action stream of a buffer behind so many committed actions: a choice of the frames that the model was trained on."""
@@ -94,9 +115,10 @@ class Ladder:
 class Buffer:
     """The state of B streams of normalised actions.
 
-    `future` (B, H, A) at the ladder's levels; `past` (B, P, A) the executed actions, oldest first, of which the last
+    `future` (B, H, A) at the ladder's levels, chunk after chunk; `past` (B, P, A) the executed actions, oldest first, of which the last
     `known` (B,) are real and the rest is what would hold the robot still, as far as that was told; `tick` (B,) ticks since the start;
-    `fresh` (B,) true before the first tick; `randomness`.
+    `fresh` (B,) true before the first tick; `expected` (B, V, A) what should be seen now, as the chunk that was sent last foresaw it;
+    `randomness`.
     """
 
     future: Float[Tensor, "B H A"]
@@ -104,6 +126,7 @@ class Buffer:
     known: Int[Tensor, " B"]
     tick: Int[Tensor, " B"]
     fresh: Bool[Tensor, " B"]
+    expected: Float[Tensor, "B V A"]
     randomness: Randomness
 
     def tensors(self) -> dict[str, Tensor]:
@@ -133,11 +156,12 @@ def empty(ladder: Ladder, seeds, size: int, dtype=torch.float32, still: Float[Te
     batch = len(randomness.key)
     zeros = torch.zeros(batch, dtype=torch.int64)
     return Buffer(
-        torch.zeros(batch, ladder.horizon, size, dtype=dtype),
+        torch.zeros(batch, ladder.unit * ladder.chunks, size, dtype=dtype),
         torch.zeros(batch, ladder.past, size, dtype=dtype) if still is None else still.to(dtype)[:, None].repeat(1, ladder.past, 1),
         zeros,
         zeros.clone(),
         torch.ones(batch, dtype=torch.bool),
+        torch.zeros(batch, ladder.seen, size, dtype=dtype),
         randomness,
     )
 
@@ -166,9 +190,12 @@ def tick(
     step: StepRule,
     committed: Float[Tensor, "B D A"] | None = None,
     count: int = 1,
+    revised: Float[Tensor, " B"] | None = None,
 ) -> tuple[Buffer, Float[Tensor, "B C A"]]:
-    """Runs one tick: a few rows, until the first `count` chunks are clean. Returns the buffer (not yet rolled) and those chunks.
+    """Runs one tick: a few rows, until the first `count` chunks are clean. Returns the buffer (not yet rolled) and their actions.
 
+    `revised` (B,) in [0, 1]: the share of the rows, counted from the clean end, that is gone through again first: everything that is
+    further than that is noised back to where they begin; 0 leaves the buffer as it is, 1 begins anew from noise.
     `committed` (B, D, A) normalised actions will be executed before the first chunk; D may differ from tick to tick.
     `denoise(x, level)` sees [past, committed, future] as (B, P + D + H, A). In a batch, environments that need fewer calls
     than others wait with equal levels, which leaves their tokens bit for bit as they are.
@@ -180,13 +207,32 @@ def tick(
     if bool(buffer.fresh.any()):
         buffer = _prime(buffer, ladder, denoise, path, step, committed)
     remaining = plans.streaming_remaining(ladder.rows, ladder.chunks, buffer.tick)
-    calls = remaining[:, count - 1 : count]
-    done = torch.arange(int(calls.max()) + 1)[:, None, None].minimum(calls[None])
-    level = ladder.level(remaining[None] - done)
+    lifted = remaining
+    if revised is not None and bool((revised > 0).any()):
+        buffer, lifted = _revise(buffer, ladder, path, remaining, revised)
+    calls, more = remaining[:, count - 1 : count], (lifted - remaining)[:, :1]
+    call = torch.arange(int((calls + more).max()) + 1)[:, None, None]
+    on_ladder = remaining.maximum(lifted[:, :1] - call.minimum(more))  # what was noised again comes down to the ladder first
+    level = ladder.level(on_ladder - (call - more).clamp(min=0).minimum(calls))
     row, given = _row(buffer, committed)
     x, randomness = sample(denoise, path, row, _held(level, ladder, buffer, committed), step, buffer.randomness)
     buffer = replace(buffer, future=x[:, given:], randomness=randomness)
-    return buffer, buffer.future[:, : count * ladder.chunk]
+    return buffer, ladder.actions(buffer.future[:, : count * ladder.unit])
+
+
+def _revise(buffer: Buffer, ladder: Ladder, path: GaussianPath, remaining: Tensor, share: Tensor) -> tuple[Buffer, Tensor]:
+    """Noises what is further than the last `share` (B,) of the rows back to their beginning; the calls that every chunk then has left."""
+    if share.shape != buffer.tick.shape or not bool(((share >= 0) & (share <= 1)).all()):
+        raise ValueError(f"revised is one share of the rows for each of {len(buffer.tick)} streams, in [0, 1], got {share.tolist()}")
+    lifted = remaining.maximum((share[:, None] * ladder.rows).ceil().long())
+    noise, randomness = buffer.randomness.normal(*buffer.future.shape[1:], dtype=buffer.future.dtype)
+    low, high = (ladder.level(calls).to(noise) for calls in (remaining, lifted))
+    rises = (lifted > remaining).any(dim=1)
+    return replace(
+        buffer,
+        future=noised(path, buffer.future, noise, low, high),
+        randomness=randomness.where(rises, buffer.randomness),  # a stream that is not revised is as if it were alone
+    ), lifted
 
 
 def roll(buffer: Buffer, ladder: Ladder, executed: Float[Tensor, "B C A"]) -> Buffer:
@@ -199,10 +245,10 @@ def roll(buffer: Buffer, ladder: Ladder, executed: Float[Tensor, "B C A"]) -> Bu
 
 def advance(buffer: Buffer, ladder: Ladder, count: int = 1) -> Buffer:
     """Drops the first `count` chunks, which are sent, and appends fresh noise: what stands behind them comes closer."""
-    gone, size = count * ladder.chunk, buffer.future.shape[2]
+    gone, size = count * ladder.unit, buffer.future.shape[2]
     noise, randomness = buffer.randomness.normal(gone, size, dtype=buffer.future.dtype)
-    future = torch.cat([buffer.future[:, gone:], noise], dim=1)
-    return replace(buffer, future=future, tick=buffer.tick + count, randomness=randomness)
+    expected, future = buffer.future[:, gone - ladder.seen : gone], torch.cat([buffer.future[:, gone:], noise], dim=1)
+    return replace(buffer, future=future, expected=expected, tick=buffer.tick + count, randomness=randomness)
 
 
 def recall(buffer: Buffer, executed: Float[Tensor, "B n A"]) -> Buffer:
@@ -235,7 +281,7 @@ def again(
 
 
 def levels(buffer: Buffer, ladder: Ladder) -> Float[Tensor, "B H"]:
-    """The levels in the buffer right behind its tick, before it rolls: the first chunk is clean."""
+    """The levels of all tokens in the buffer right behind its tick, before it rolls: the first chunk is clean."""
     remaining = plans.streaming_remaining(ladder.rows, ladder.chunks, buffer.tick)
     return ladder.level(remaining - remaining[:, :1])
 
