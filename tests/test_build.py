@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from uwm.learn.logs import Log
 
 TRAINING = ["model=tiny", "autoencoder.steps=2", "train.steps=4", "train.batch=4", "train.save_every=2"]
 TRAINING += ["logger=off", "train.precision=float32"]
+PUSHT = Path(__file__).parents[1] / "datasets" / "pusht_state"
 POLICY = ["policy.rows=4", "policy.chunk=2", "policy.chunks=4"]
 
 
@@ -154,6 +156,36 @@ def test_a_store_without_cameras_trains_a_policy_and_refuses_video(tmp_path, cap
     train = ["train", f"data={data}", f"out={tmp_path}", *TRAINING]
     assert "has no cameras, so there is no video to learn" in refusal(capfd, *train)
     assert cli.main([*train, "model.video_frames=[]", "patterns@train.objective.patterns=actions"]) == 0
+
+
+def test_a_policy_of_push_t_s_states_is_trained_on_the_committed_episodes_and_acts(tmp_path, capfd):
+    states = ["streams.proprio=[state]", "model.video_frames=[]", "patterns@train.objective.patterns=actions"]
+    assert cli.main(["train", f"data={PUSHT}", f"out={tmp_path}", *states, *TRAINING]) == 0
+    evaluated = ["eval", f"checkpoint={tmp_path / 'model'}", *POLICY, "rollouts=1", "workers=1", "world.max_steps=6"]
+    assert cli.main([*evaluated, "world=pusht-state"]) == 0
+    assert "proprio.names: trained with ['pusher_x', 'pusher_y', 'block_x'" in refusal(capfd, *evaluated, "world=pusht")
+    assert "only PushT can be felt as a whole" in refusal(capfd, *evaluated, "world=toy", "+world.proprio=state")
+
+
+def test_actions_and_frames_in_one_buffer_are_trained_by_a_config_and_tell_what_is_usual(store, tmp_path, capfd):
+    along = ["patterns@train.objective.patterns=frames", "model.horizon=6", "model.video_frames=[3,6]"]
+    assert cli.main(["train", f"data={store}", f"out={tmp_path}", *TRAINING, *along]) == 0
+    size = ["policy.rows=4", "policy.chunk=3", "policy.chunks=2"]
+    evaluated, calls = ["eval", "world=toy", f"checkpoint={tmp_path / 'model'}", *size, "rollouts=1"], []
+    for revise in (0.0, 1.0):
+        out = tmp_path / f"{revise}.json"
+        told = ["policy.frames=true", f"policy.revise={revise}", "policy.usual=1e-6", f"out={out}", "workers=1"]
+        assert cli.main([*evaluated, *told]) == 0
+        figures = json.loads(out.read_text())
+        calls.append(figures["calls_per_action"])
+        assert figures["distance_from_foreseen"]["p50"] > 0
+    assert calls[1] > 1.5 * calls[0], "everything is a surprise, so everything is planned anew"
+
+
+@pytest.mark.parametrize("name", ["sdp", "chunked", "linear", "independent", "steady"])
+def test_the_paper_s_mixtures_of_noise_train(name, store, tmp_path):
+    mixture = [f"patterns@train.objective.patterns={name}", "model.video_frames=[]", "train.steps=1"]
+    assert cli.main(["train", f"data={store}", f"out={tmp_path}", *TRAINING, *mixture]) == 0
 
 
 def test_a_mixture_is_a_config_that_trains_explains_itself_and_acts(store, tmp_path, capfd):

@@ -149,14 +149,14 @@ def test_actions_and_frames_stand_chunk_after_chunk():
     layout, order = policy._layout(0)
     assert policy.ladder.unit == 4 + 2 * 4 and sorted(order.tolist()) == list(range(layout.tokens))
     frame = layout.frame[order]
-    assert frame[:2].tolist() == [-2, -1] and frame[2:14].tolist() == [0, 1, 2, 3] + 8 * [4] and frame[14:].tolist() == [4, 5, 6, 7] + 8 * [8]
+    assert frame.tolist() == [-2, -1, 0, 1, 2, 3] + 8 * [4] + [4, 5, 6, 7] + 8 * [8]
 
 
 def test_a_surprise_costs_calls_and_what_was_foreseen_costs_none():
     counts = {}
     for name, more in {"none": {}, "calm": {"revise": 1.0, "usual": 1e6}, "alarmed": {"revise": 1.0, "usual": 1e-9}}.items():
         policy = Policy(tiny.model(), replace(FRAMES, primer="zero", **more))
-        memory, sent = _drive_float(policy, policy.model, policy.start([0]), 4, 0)
+        _, sent = _drive_float(policy, policy.model, policy.start([0]), 4, 0)
         counts[name] = (policy.calls, sent)
     assert counts["none"][0] == 4 * 8 // 2 and torch.equal(counts["none"][1], counts["calm"][1])
     assert counts["alarmed"][0] == 4 + 3 * 8, "all rows again at every tick but the first, which had foreseen nothing"
@@ -206,3 +206,24 @@ def test_frames_that_cannot_stand_in_the_buffer_are_refused():
         replace(CONFIG, revise=1.0)
     with pytest.raises(ValueError, match="plans at the ends of its chunks"):
         chunking.check(Policy(tiny.model(), FRAMES), chunking.ChunkingConfig("committed"))
+
+
+def test_a_memory_of_another_plan_or_another_batch_is_refused():
+    policy = Policy(tiny.model(), CONFIG)
+    memory, actions = policy.act(policy.start([0]), tiny.observation(1))
+    memory = policy.done(memory, actions)
+    for other in ({"chunk": 4, "chunks": 2}, {"chunks": 3}, {"rows": 4}, {"past": 1}, {"chunk": 4, "chunks": 2, "frames": True}):
+        with pytest.raises(ValueError, match="begun for 8 rows, chunks of 2, 4 of them, 2 past"):
+            Policy(policy.model, replace(CONFIG, **other)).act(memory, tiny.observation(1))
+    with pytest.raises(ValueError, match="begun for 8 rows"):
+        Policy(policy.model, replace(CONFIG, chunk=4, chunks=2)).done(memory, torch.zeros(1, 4, 2))
+    for streams, seen in ((1, 2), (3, 2)):
+        with pytest.raises(ValueError, match=f"memory of {streams} streams needs as many observations, or one for all, got {seen}"):
+            policy.act(policy.start(range(streams)), tiny.observation(seen))
+    for wrong in (torch.zeros(1, 1, 2), torch.zeros(2, 2, 2)):
+        with pytest.raises(ValueError, match="executed actions must be"):
+            policy.done(memory, wrong)
+    with pytest.raises(ValueError, match="have 2 numbers"):
+        policy.recall(memory, torch.zeros(1, 2, 3))
+    with pytest.raises(ValueError, match="executed actions must be"):
+        policy.recall(memory, torch.zeros(2, 1, 2))

@@ -39,10 +39,11 @@ def make_world(world: WorldConfig, **options):
     """The gymnasium env of a world config."""
     import uwm_envs
 
-    limits = {} if world.max_steps is None else {"max_steps": world.max_steps}
-    return uwm_envs.make(
-        world.name, cameras=world.cameras, image_size=world.image_size, render=world.render, **limits, **options
-    )
+    if world.proprio and world.name != "PushT":
+        raise ConfigError(f"only PushT can be felt as a whole (proprio: {world.proprio}), not {world.name}")
+    told = {"max_steps": world.max_steps, "proprio": world.proprio}
+    options |= {name: value for name, value in told.items() if value is not None}
+    return uwm_envs.make(world.name, cameras=world.cameras, image_size=world.image_size, render=world.render, **options)
 
 
 def _world_and_expert(run: CollectRun):

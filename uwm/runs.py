@@ -22,13 +22,14 @@ ROBOTS = ("simulated", "replay", "franka", "dds", "lerobot")
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """Which world, which cameras, how it is drawn."""
+    """Which world, which cameras, how it is drawn; `proprio`: "state" for Push-T whose proprioception is the whole state."""
 
     name: str = "Lift"
     cameras: tuple[str, ...] = ("agentview", "wrist")
     image_size: int = 64
     render: str = "fast"
     max_steps: int | None = None
+    proprio: str | None = None
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ XML = Path(__file__).parent / "assets" / "pusht.xml"
 class PushT(gymnasium.Env):
     """The world; `observation` is "image" or "state", `render` is "fast" or "quality", `image_size` in pixels.
 
-    Observation: "proprio" float32 (2,), pusher x and y in m. With "image": "agentview" uint8 (image_size, image_size, 3),
+    Observation: "proprio" float32 (2,), pusher x and y in m; with `proprio="state"` the whole state, for policies without a camera.
+    With "image": "agentview" uint8 (image_size, image_size, 3),
     from straight above, +x right, +y up. With "state": "state" float32 (6,), pusher x y, block x y (centre of mass, m),
     cosine and sine of its angle; cameras then only when asked for.
     Action: float32 (2,) in [-1, 1], absolute target of the pusher in units of 0.256 m, held for 0.1 s.
@@ -41,8 +42,11 @@ class PushT(gymnasium.Env):
 
     metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": RATE_HZ}
 
-    def __init__(self, cameras=None, image_size=64, render="fast", max_steps=None, observation="image", render_mode=None):
+    def __init__(
+        self, cameras=None, image_size=64, render="fast", max_steps=None, observation="image", render_mode=None, proprio="pusher"
+    ):
         _check_choice("observation", observation, ("image", "state"))
+        _check_choice("proprio", proprio, ("pusher", "state"))
         _check_choice("render", render, ("fast", "quality"))
         self.cameras = tuple((CAMERAS if observation == "image" else ()) if cameras is None else cameras)
         for name in self.cameras:
@@ -53,6 +57,7 @@ class PushT(gymnasium.Env):
         self._model, self._data = _load(self._mujoco, render, self.image_size)
         self._substeps = round(1 / RATE_HZ / self._model.opt.timestep)
         self._shows_state, self._renderer, self._steps = observation == "state", None, 0
+        self._feels_state = proprio == "state"
         self._low, self._high = np.full(2, -1.0), np.full(2, 1.0)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.observation_space = self._space()
@@ -94,9 +99,10 @@ class PushT(gymnasium.Env):
         """The observation of the current state (also right after `set_state`)."""
         x, y, angle, *pusher = self._data.qpos
         observation = {name: self._image(name) for name in self.cameras}
-        observation["proprio"] = np.array(pusher, dtype=np.float32)
+        state = np.array((*pusher, x, y, np.cos(angle), np.sin(angle)), dtype=np.float32)
+        observation["proprio"] = state if self._feels_state else state[:2].copy()
         if self._shows_state:
-            observation["state"] = np.array((*pusher, x, y, np.cos(angle), np.sin(angle)), dtype=np.float32)
+            observation["state"] = state
         return observation
 
     def render(self):
@@ -153,9 +159,10 @@ class PushT(gymnasium.Env):
     def _space(self):
         box, pixels = gymnasium.spaces.Box, (self.image_size, self.image_size, 3)
         spaces = {name: box(0, 255, pixels, np.uint8) for name in self.cameras}
-        spaces["proprio"] = box(-HALF_WIDTH_M, HALF_WIDTH_M, (2,), np.float32)
+        limit = np.array([HALF_WIDTH_M] * 4 + [1.0] * 2, dtype=np.float32)
+        own = limit if self._feels_state else limit[:2]
+        spaces["proprio"] = box(-own, own, dtype=np.float32)
         if self._shows_state:
-            limit = np.array([HALF_WIDTH_M] * 4 + [1.0] * 2, dtype=np.float32)
             spaces["state"] = box(-limit, limit, dtype=np.float32)
         return gymnasium.spaces.Dict(spaces)
 
@@ -208,7 +215,6 @@ def _card(env, observation):
         "max_steps": env.max_steps,
         "success_coverage": SUCCESS_COVERAGE,
     }
-    if observation == "state":
-        names = ["pusher_x", "pusher_y", "block_x", "block_y", "block_cos", "block_sin"]
-        card["state"] = {"names": names, "units": ["m", "m", "m", "m", "1", "1"]}
-    return card
+    names = ["pusher_x", "pusher_y", "block_x", "block_y", "block_cos", "block_sin"]
+    state = {"names": names, "units": ["m", "m", "m", "m", "1", "1"]}
+    return card | ({"state": state} if observation == "state" else {}) | ({"proprio": state} if env._feels_state else {})

@@ -190,38 +190,28 @@ def _mean(values: list[float]) -> float:
     return float(np.mean(finite)) if finite else math.nan
 
 
-class Felt(gymnasium.Wrapper):
-    """A world whose proprioception is its whole state where the policy was trained on that; keeps the best reward."""
+class Best(gymnasium.Wrapper):
+    """A world that keeps the best reward of an episode."""
 
-    def __init__(self, env: gymnasium.Env, state: bool):
-        super().__init__(env)
-        self.state, self.best = state, 0.0
-        if state:
-            self.observation_space = gymnasium.spaces.Dict({"proprio": env.observation_space["state"]})
-
-    def _felt(self, observation: dict) -> dict:
-        return {"proprio": observation["state"]} if self.state else observation
+    best = 0.0
 
     def reset(self, **options):
-        observation, info = self.env.reset(**options)
         self.best = 0.0
-        return self._felt(observation), info
+        return self.env.reset(**options)
 
     def step(self, action):
         observation, reward, terminated, truncated, info = self.env.step(action)
         self.best = max(self.best, float(reward))
-        return self._felt(observation), reward, terminated, truncated, info
+        return observation, reward, terminated, truncated, info
 
 
-def world(case: Case, model: RobotModel) -> Felt:
+def world(case: Case, model: RobotModel) -> Best:
     """The world of a case as its model sees it."""
-    options: dict = {"cameras": model.config.cameras, "max_steps": case.max_steps}
-    if case.world == "PushT":
-        return Felt(uwm_envs.make("PushT", observation="state", **options), state=True)
-    return Felt(uwm_envs.make(case.world, image_size=model.config.autoencoder.image_size, **options), state=False)
+    own = {"proprio": "state"} if case.world == "PushT" else {"image_size": model.config.autoencoder.image_size}
+    return Best(uwm_envs.make(case.world, cameras=model.config.cameras, max_steps=case.max_steps, **own))
 
 
-def episode(env: Felt, policy: Policy, cell: Cell, seed: int) -> dict:
+def episode(env: Best, policy: Policy, cell: Cell, seed: int) -> dict:
     """One episode: success, best reward (coverage in Push-T), gaps, ticks, how smooth it was and how fast it reacts."""
     # A control node measures its latency before it starts, so the delay is known from the first plan on.
     clock, config = VirtualClock(), ChunkingConfig(cell.kind, expected_ticks=cell.delay + math.ceil(cell.jitter))

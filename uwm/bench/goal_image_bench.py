@@ -108,8 +108,8 @@ def judged(name: str, found: dict, enough: bool) -> list[Gate]:
 def trained(world: World, arm: str) -> Path:
     """A checkpoint of an arm, made the first time."""
     base.made("-m", "uwm.cli", "collect", f"out={world.data}", *world.collected)
-    size = SizeConfig(horizon=AHEAD, video_frames=FRAMES, patch=4)  # four tokens a camera's frame: a step takes a third of the time
-    learned = TrainConfig(steps=2000, batch=32, objective=ObjectiveConfig(3, patterns=ARMS[arm]))
+    size = SizeConfig(horizon=AHEAD, video_frames=FRAMES, patch=4, backbone=BackboneConfig(depth=4))  # four tokens a camera's frame
+    learned = TrainConfig(steps=1500, batch=32, objective=ObjectiveConfig(2, patterns=ARMS[arm]))
     out = FOLDER / f"{world.name}-{arm}"
     streams = StreamsConfig(cameras={name: name for name in world.cameras})
     return train(TrainRun(str(world.data), str(out), streams=streams, logger="off", model=size, train=learned))

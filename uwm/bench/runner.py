@@ -27,6 +27,7 @@ BENCHES = {
     "pusa": "uwm.bench.pusa_bench",
     "radd": "uwm.bench.radd_bench",
     "render": "uwm.bench.render_bench",
+    "revision": "uwm.bench.revision_bench",
     "streaming": "uwm.bench.streaming_bench",
     "streaming-video": "uwm.bench.streaming_video_bench",
     "token-drop": "uwm.bench.token_drop_bench",

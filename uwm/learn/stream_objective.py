@@ -50,8 +50,15 @@ def stream_loss(
 
 
 def stream_errors(model: StreamModel, clean: Float[Tensor, "B N S"], drawn: Draw, generator: Generator) -> Float[Tensor, "B N"]:
-    """The error of every token under drawn levels and roles: what the loss averages, and what a likelihood adds up."""
-    layout, config = model.layout, model.config
+    """The error of every token under drawn levels and roles: what the loss averages, and what a likelihood adds up.
+
+    Streams that are absent in every sample are left out of the row: exact, and cheaper. Their errors are 0.
+    """
+    whole, config = model.layout, model.config
+    there = [name for name in whole.names if bool(roles.seen(drawn.role[:, whole.span(name)]).any())]
+    layout = whole.select(there or whole.names)
+    columns = layout.index_in(whole)
+    clean, drawn = clean[:, columns, : layout.size], Draw(drawn.level[:, columns], drawn.role[:, columns], drawn.pattern)
     path = gaussian.path(config.path, config.noise_shift)
     # Before any arithmetic: an absent token may hold anything, and NaN times a zero gradient is NaN.
     clean = torch.where(roles.seen(drawn.role)[..., None], clean, 0.0)
@@ -71,7 +78,8 @@ def stream_errors(model: StreamModel, clean: Float[Tensor, "B N S"], drawn: Draw
             parts.append(torch.where(masked[:, span], nats / drawn.level[:, span].clamp(min=1e-6), 0.0))
         else:
             parts.append((out - want).square().mean(dim=-1))
-    return torch.cat(parts, dim=1)
+    errors = torch.cat(parts, dim=1)
+    return errors.new_zeros(len(errors), whole.tokens).index_copy(1, columns, errors)
 
 
 def _mean(errors: Tensor, active: Tensor) -> Tensor:

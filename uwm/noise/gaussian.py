@@ -114,7 +114,11 @@ def corrupt(
 
 
 def noised(
-    path: GaussianPath, x: Float[Tensor, "B N S"], noise: Float[Tensor, "B N S"], level_from: Float[Tensor, "B N"], level_to: Float[Tensor, "B N"]
+    path: GaussianPath,
+    x: Float[Tensor, "B N S"],
+    noise: Float[Tensor, "B N S"],
+    level_from: Float[Tensor, "B N"],
+    level_to: Float[Tensor, "B N"],
 ) -> Float[Tensor, "B N S"]:
     """Tokens raised from one level to another with fresh noise, distributed as if they had come from clean ones in one go.
 

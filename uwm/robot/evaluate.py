@@ -26,7 +26,10 @@ class Moment:
 
 @dataclass
 class Rollout:
-    """One episode: seed, success, ticks, network calls, seconds per policy call; perhaps frames, and the buffer at every call."""
+    """One episode: seed, success, ticks, network calls, seconds per policy call; perhaps frames, and the buffer at every call.
+
+    `distances`: of what was seen from what a buffer with frames had foreseen, from the second call on.
+    """
 
     seed: int
     success: bool
@@ -35,6 +38,7 @@ class Rollout:
     act_s: list[float] = field(default_factory=list)
     frames: list[np.ndarray] = field(default_factory=list)
     moments: list[Moment] = field(default_factory=list)
+    distances: list[float] = field(default_factory=list)
 
 
 def rollout(env: Any, policy: Policy, seed: int, camera: str | None = None, watched: bool = False) -> Rollout:
@@ -44,8 +48,10 @@ def rollout(env: Any, policy: Policy, seed: int, camera: str | None = None, watc
     low, high = env.action_space.low, env.action_space.high
     result, ended = Rollout(seed, False, 0, 0), False
     while not ended:
+        if policy.config.frames and result.ticks:
+            result.distances.append(float(policy.distance(memory, observe([history.seen[-1]], policy.cameras))[0]))
         began = time.perf_counter()
-        memory, actions = policy.act(memory, observe([history.seen[-1]], policy.model.config.cameras))
+        memory, actions = policy.act(memory, observe([history.seen[-1]], policy.cameras))
         result.act_s.append(time.perf_counter() - began)
         executed, first = np.clip(actions[0].numpy(), low, high), result.ticks
         for action in executed:
@@ -92,7 +98,9 @@ def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, floa
 def summary(results: Sequence[Rollout]) -> dict:
     """Figures of a set of rollouts; calls per executed action."""
     successes, ticks = sum(r.success for r in results), sum(r.ticks for r in results)
+    distances = [distance for r in results for distance in r.distances]
     return {
+        **({"distance_from_foreseen": percentiles(distances)} if distances else {}),
         "success": successes / len(results),
         "successes": successes,
         "interval": wilson(successes, len(results)),

@@ -7,7 +7,7 @@ serves both policies:
 |---|---|---|
 | chunked | rows | all actions from 1 to 0 together, the first chunk is sent, the rest is thrown away |
 | streaming | rows / chunks | the rolling buffer of `uwm.sample.roll` |
-| streaming, `frames` | the same, and some more after a surprise | what will be seen stands in the buffer too, and is compared with what is |
+| streaming, `frames` | the same, more after a surprise | what will be seen stands in the buffer too, and is compared with what is |
 
 A controller that acts while the policy thinks uses the same parts one by one: `recall` what was executed, then `plan` behind
 the actions that are under way, or sample the `whole` horizon.
@@ -41,7 +41,7 @@ class PolicyConfig:
 
     `frames`, of the streaming kind: the frame at the end of every chunk is denoised with it. What comes out is compared with what is
     seen then; a `surprise` of s takes the buffer back by s * `revise` of its rows (at most all). `usual`: the distance of a frame
-    from what was foreseen when nothing happens.
+    from what was foreseen when nothing happens, as `uwm eval` with frames tells it (p95).
     """
 
     kind: str = "streaming"
@@ -125,7 +125,8 @@ class Policy:
         return self._tick(memory, observation, None, 1, self._revised(memory, observation))
 
     def done(self, memory: roll.Buffer, executed: Float[Tensor, "B C A"]) -> roll.Buffer:
-        """The memory after `executed` (physical units) really went to the robot."""
+        """The memory after `executed` (physical units) really went to the robot. ValueError unless it is a whole chunk."""
+        self.ladder.check(memory)
         return roll.roll(memory, self.ladder, self._tokens(executed))
 
     @torch.no_grad()
@@ -216,6 +217,8 @@ class Policy:
 
     def _tokens(self, actions: Float[Tensor, "B n A"]) -> Float[Tensor, "B n S"]:
         """Normalised actions, as wide as the tokens of the buffer."""
+        if actions.shape[-1] != self.model.normalise_action.size:
+            raise ValueError(f"actions of this robot have {self.model.normalise_action.size} numbers, got {tuple(actions.shape)}")
         normalised = self.model.from_actions(actions.float())
         return pad(normalised, (0, self._layout(0)[0].size - normalised.shape[-1]))
 
@@ -252,9 +255,13 @@ class Policy:
         return replace(trained, frames=frames)
 
     def _denoiser(self, memory: roll.Buffer, observation: Observation, committed: int) -> Denoiser:
-        config, batch = self.model.config, len(memory.tick)
+        config, batch, seen = self.model.config, len(memory.tick), len(observation.proprio)
+        self.ladder.check(memory)
+        if seen not in (1, batch):
+            told = f"a memory of {batch} streams needs as many observations, or one for all, got {seen}"
+            raise ValueError(f"{told}: a new batch is a new policy.start(seeds)")
         prefix = self.model.encode(observation)
-        if len(observation.proprio) != batch:
+        if seen != batch:
             prefix = prefix.at(torch.zeros(batch, dtype=torch.int64))
         layout, order = self._layout(committed)
         network = reordered(self.model, order) if self.config.frames else self.model

@@ -90,6 +90,18 @@ class Ladder:
         """Tokens of a chunk: its actions, and what is seen at its end."""
         return self.chunk + self.seen
 
+    @property
+    def plan(self) -> tuple[int, int, int, int, int]:
+        """What a buffer's tokens and levels follow from."""
+        return self.rows, self.chunk, self.chunks, self.past, self.seen
+
+    def check(self, buffer: "Buffer") -> None:
+        """ValueError for a buffer that was begun for another ladder: its levels would be taken for others."""
+        if bool((buffer.plan != torch.tensor(self.plan)).any()):
+            say = "{} rows, chunks of {}, {} of them, {} past actions and {} tokens of frames".format
+            begun = "; ".join(say(*plan) for plan in buffer.plan.unique(dim=0).tolist())
+            raise ValueError(f"this buffer was begun for {begun}, the policy runs {say(*self.plan)}; a new plan is a new start")
+
     def level(self, remaining: Int[Tensor, "*K h"]) -> Float[Tensor, "*K H"]:
         """The level of every token in the buffer, from the calls that its chunk still has before it."""
         return plans.streaming_level(remaining, self.rows, self.shape).repeat_interleave(self.unit, dim=-1)
@@ -118,7 +130,7 @@ class Buffer:
     `future` (B, H, A) at the ladder's levels, chunk after chunk; `past` (B, P, A) the executed actions, oldest first, of which the last
     `known` (B,) are real and the rest is what would hold the robot still, as far as that was told; `tick` (B,) ticks since the start;
     `fresh` (B,) true before the first tick; `expected` (B, V, A) what should be seen now, as the chunk that was sent last foresaw it;
-    `randomness`.
+    `plan` (B, 5): rows, chunk, chunks, `past` and `seen` of the ladder that it was begun for; `randomness`.
     """
 
     future: Float[Tensor, "B H A"]
@@ -127,6 +139,7 @@ class Buffer:
     tick: Int[Tensor, " B"]
     fresh: Bool[Tensor, " B"]
     expected: Float[Tensor, "B V A"]
+    plan: Int[Tensor, "B 5"]
     randomness: Randomness
 
     def tensors(self) -> dict[str, Tensor]:
@@ -162,6 +175,7 @@ def empty(ladder: Ladder, seeds, size: int, dtype=torch.float32, still: Float[Te
         zeros.clone(),
         torch.ones(batch, dtype=torch.bool),
         torch.zeros(batch, ladder.seen, size, dtype=dtype),
+        torch.tensor(ladder.plan).repeat(batch, 1),
         randomness,
     )
 
@@ -169,7 +183,7 @@ def empty(ladder: Ladder, seeds, size: int, dtype=torch.float32, still: Float[Te
 def empty_like(buffer: Buffer, seeds) -> Buffer:
     """Fresh buffers of the same shape."""
     cleared = {name: torch.zeros_like(value) for name, value in buffer.tensors().items()}
-    cleared |= {"fresh": torch.ones_like(buffer.fresh), "key": Randomness.seeded(seeds).key}
+    cleared |= {"fresh": torch.ones_like(buffer.fresh), "plan": buffer.plan, "key": Randomness.seeded(seeds).key}
     return Buffer.from_tensors(cleared)
 
 
@@ -253,7 +267,9 @@ def advance(buffer: Buffer, ladder: Ladder, count: int = 1) -> Buffer:
 
 def recall(buffer: Buffer, executed: Float[Tensor, "B n A"]) -> Buffer:
     """Keeps what was really executed since the last call, any number of actions, as the given past."""
-    length = buffer.past.shape[1]
+    batch, length, size = buffer.past.shape
+    if (executed.shape[0], executed.shape[2]) != (batch, size):
+        raise ValueError(f"executed actions must be ({batch}, any number, {size}), got {tuple(executed.shape)}")
     past = torch.cat([buffer.past, executed.to(buffer.past)], dim=1)[:, executed.shape[1] :]
     return replace(buffer, past=past, known=(buffer.known + executed.shape[1]).clamp(max=length))
 
