@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 import bench_figures as figures
+import tiny
 from uwm import explain
 from uwm.core.patterns import Pattern
 from uwm.core.streams import Layout
@@ -99,3 +100,12 @@ def test_a_model_without_cameras_has_only_the_policy_to_show():
 def test_a_bent_ladder_is_told_as_a_ladder():
     objective = ObjectiveConfig(patterns=(Pattern(action="ladder(2)", video="absent", chunk=3),))
     assert "ladder(2)" in explain._mixture(objective) and "chunks of 3" in explain._mixture(objective)
+
+
+def test_a_policy_with_frames_shows_them_in_its_buffer_and_in_its_calls():
+    """A frame stands at the level of the chunk that leads to it."""
+    policy = PolicyConfig(rows=2, chunk=4, chunks=2, past=2, frames=True)
+    text = explain.explain(tiny.model().config, OBJECTIVE, policy)
+    before = re.search(r"tick 0\n +action +agentview +wrist\nrow 0 +(\S+) +(\S+) +(\S+)\n", text).groups()
+    assert before[0][:2] == ".." and before[0][2:] == 4 * before[1][0] + 4 * before[1][1] and before[1] == before[2]
+    assert re.search(r"a policy's call +26 tokens", text), "ten actions, and two frames of four tokens of two cameras"

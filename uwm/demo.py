@@ -158,7 +158,7 @@ def _modes(run: DemoRun, path: Path) -> dict:
 
 def _report(run: DemoRun, path: Path, figures: dict) -> int:
     from uwm.bench import gates, report
-    from uwm.explain import streaming_picture
+    from uwm.explain import policy_layout, streaming_picture
 
     model, about = build.load_model(path)
     content = {kind: {**figures[kind], "latency_ms": figures["latency"][kind]} for kind in ("streaming", "chunked")}
@@ -169,7 +169,7 @@ def _report(run: DemoRun, path: Path, figures: dict) -> int:
     videos = {file.stem: list(np.load(file)) for file in sorted(stages.glob("*_*.npy"))}
     examples = dict(np.load(stages / "examples.npz"))
     pictures = {name: plans.picture(plans.mode(model.layout, name, 4), model.layout) for name in plans.MODES}
-    pictures["streaming"] = streaming_picture(model.layout, run.policy)
+    pictures["streaming"] = streaming_picture(policy_layout(model, run.policy), run.policy)
     films = {file.stem: file.read_bytes() for file in sorted(stages.glob("*_buffer_*.mp4"), reverse=True)}
     report.write(run.folder, content, examples, videos, pictures, logs.read(run.folder), films)
     for gate in content["gates"]:

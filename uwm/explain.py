@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import nn
@@ -18,7 +17,7 @@ from uwm.data import TrainingData
 from uwm.learn.objective import ObjectiveConfig
 from uwm.nn import trunks
 from uwm.nn.robot_model import ModelConfig, Observation, RobotModel
-from uwm.robot.policy import PolicyConfig
+from uwm.robot.policy import Policy, PolicyConfig
 
 PICTURE_ROWS = 3  # a plan is drawn with few rows: its shape does not depend on their number
 MODES = ("policy", "video", "forward", "inverse", "joint")
@@ -37,7 +36,7 @@ def explain(model_config: ModelConfig, objective: ObjectiveConfig, policy: Polic
         ("Streams", _streams(model)),
         ("Token layout", _layout(model.layout)),
         ("Plans, one line per network call", _plans(model.layout, policy)),
-        (f"Streaming, {policy.chunks} chunks of {policy.chunk} actions", streaming_picture(model.layout, policy)),
+        (f"Streaming, {policy.chunks} chunks of {policy.chunk} actions", streaming_picture(policy_layout(model, policy), policy)),
         ("Parameters", _parameters(model)),
         ("FLOPs (a multiply and an add are 2), batch of 1", _flops(model, policy)),
         ("Calls", _calls(policy)),
@@ -99,11 +98,10 @@ def _plans(layout: Layout, policy: PolicyConfig) -> str:
     return "\n\n".join([note, *[f"{name}\n{plans.picture(plans.mode(layout, name, PICTURE_ROWS), layout)}" for name in usable]])
 
 
-def streaming_picture(layout: Layout, policy: PolicyConfig) -> str:
-    """The levels of two ticks, the roll between them."""
-    ladder = policy.ladder
-    chosen = Layout((ladder.stream(layout["action"]),))
-    unit = torch.tensor([max(frame, 0) // ladder.chunk for frame in chosen.streams[0].frames])
+def streaming_picture(chosen: Layout, policy: PolicyConfig) -> str:
+    """The levels of two ticks of a policy's layout, the roll between them; a frame belongs to the chunk that leads to it."""
+    ladder, leads = policy.ladder, chosen.frame - (~chosen.mask("action")).long()
+    unit = leads.clamp(min=0).div(ladder.chunk, rounding_mode="floor")
     given = chosen.frame < 0
     role = torch.where(given, roles.GIVEN, roles.ACTIVE)
     parts = []
@@ -157,8 +155,8 @@ def example_observation(model: RobotModel) -> Observation:
 
 
 def policy_layout(model: RobotModel, policy: PolicyConfig) -> Layout:
-    """The row of tokens of a policy's call: its actions only, since the video is deleted."""
-    return Layout((policy.ladder.stream(model.layout["action"]),))
+    """The row of tokens of a policy's call: without `frames` its actions only, since the video is deleted."""
+    return Policy(model, policy).layout
 
 
 def _flops(model: RobotModel, policy: PolicyConfig) -> str:
@@ -186,7 +184,7 @@ def calls_per_action(policy: PolicyConfig) -> float:
 
 
 def _calls(policy: PolicyConfig) -> str:
-    both = {kind: replace(policy, kind=kind) for kind in ("streaming", "chunked")}
+    both = {kind: PolicyConfig(kind, policy.rows, policy.chunk, policy.chunks) for kind in ("streaming", "chunked")}
     each = [plans.streaming_calls(policy.rows, policy.chunks, tick) for tick in range(policy.chunks)]
     span = f"{min(each)}" if min(each) == max(each) else f"{min(each)} or {max(each)}"
     primer = f"{policy.rows} once per episode" if policy.primer == "denoise" else "none"

@@ -99,6 +99,11 @@ class Policy:
         return self.model.config.horizon
 
     @property
+    def layout(self) -> Layout:
+        """The tokens of a call with nothing committed, stream after stream."""
+        return self._layout(0)[0]
+
+    @property
     def cameras(self) -> tuple[str, ...]:
         """Cameras that the model can see with."""
         return self.model.config.cameras
@@ -114,7 +119,7 @@ class Policy:
         `still`: actions (physical units) that hold the robots where they are, which the primer "constant" begins with.
         """
         normalised = None if still is None else self._tokens(still[:, None])[:, 0]
-        return roll.empty(self.ladder, seeds, self._layout(0)[0].size, still=normalised)
+        return roll.empty(self.ladder, seeds, self.layout.size, still=normalised)
 
     @torch.inference_mode()
     def act(self, memory: roll.Buffer, observation: Observation) -> tuple[roll.Buffer, Float[Tensor, "B C A"]]:
@@ -147,7 +152,7 @@ class Policy:
     def distance(self, memory: roll.Buffer, observation: Observation) -> Float[Tensor, " B"]:
         """The distance that `surprise` sets in relation to the usual one; 0 where there is nothing to compare."""
         found, at = torch.zeros(len(memory.tick)), 0
-        for name in self._layout(0)[0].of_kind("video"):
+        for name in self.layout.of_kind("video"):
             count, size = self.model.layout[name].frame_tokens, self.model.layout[name].size
             foreseen, at = memory.expected[:, at : at + count, :size], at + count
             if name in observation.images:
@@ -220,7 +225,7 @@ class Policy:
         if actions.shape[-1] != self.model.normalise_action.size:
             raise ValueError(f"actions of this robot have {self.model.normalise_action.size} numbers, got {tuple(actions.shape)}")
         normalised = self.model.from_actions(actions.float())
-        return pad(normalised, (0, self._layout(0)[0].size - normalised.shape[-1]))
+        return pad(normalised, (0, self.layout.size - normalised.shape[-1]))
 
     def _ladder(self) -> roll.Ladder:
         """The buffer's ladder: what is seen at the end of a chunk has as many tokens as the model's cameras have."""
