@@ -104,7 +104,7 @@ def trained(case: Case) -> Case:
         Pattern(0.4, "ladder", "along", chunk=case.chunk), Pattern(0.2, "constant", "constant", shared=True),
     )  # fmt: skip
     size = SizeConfig(horizon=case.chunk * case.chunks, video_frames=case.frames, patch=4, backbone=BackboneConfig(depth=4))
-    learned = TrainConfig(steps=1500, batch=32, objective=ObjectiveConfig(3, patterns=patterns))
+    learned = TrainConfig(steps=1200, batch=32, objective=ObjectiveConfig(3, patterns=patterns))
     streams = StreamsConfig(cameras={name: name for name in case.world.cameras})
     run = TrainRun(str(case.world.data), str(FOLDER / case.world.name), streams=streams, logger="off", model=size, train=learned)
     return replace(case, checkpoint=str(train(run)))
