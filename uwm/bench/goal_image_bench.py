@@ -12,7 +12,7 @@
 | Push-T | what the camera above sees, of a block that moves 2 cm or 15 degrees meanwhile | block within 2 cm and 15 degrees |
 
 Goals are of seeds that were never trained on; both arms see the same ones, and plan anew every 8 ticks. Data and policies are made the
-first time, in an hour and a half on a core.
+first time, in two hours on a core.
 """
 
 from collections.abc import Iterator
