@@ -8,8 +8,9 @@
 | restart | the same | begins anew from noise, at every tick |
 
 In the middle of every episode the object is put elsewhere: Lift's cube to another place of its range, Push-T's block by 5 to 8 cm. One
-checkpoint a world serves every arm. What is a usual distance between a frame and what was foreseen is measured beforehand, in
-episodes in which nothing is moved, on other seeds. Data and policies are made the first time, in an hour on a core.
+checkpoint a world serves every arm. What is a usual distance between a frame and what was foreseen (the median) is measured beforehand, in
+episodes in which nothing is moved, on other seeds; a world in which the policy fails half of those is not judged: what cannot do the task
+cannot find its way back to it. Data and policies are made the first time, in an hour on a core.
 """
 
 from collections.abc import Callable
@@ -75,14 +76,14 @@ def run(quick: bool, out: Path | None) -> Result:
     """All arms in both worlds on the same seeds and moves. A quick run takes random weights: it shows that everything fits together."""
     seeds, gates, figures = range(FIRST_SEED, FIRST_SEED + (2 if quick else ROLLOUTS)), [], {}
     for case in [replace(PUSHT, max_steps=64)] if quick else [trained(LIFT), trained(PUSHT)]:
-        usual = calm(case, 1 if quick else CALM)
-        chosen, name = arms(case, usual), case.world.name
+        quiet = calm(case, 1 if quick else CALM)
+        chosen, name = arms(case, quiet["usual"]), case.world.name
         weights = base.weights_of(case.checkpoint) if case.checkpoint else ""
         told = [weights, asdict(case), {arm: asdict(policy) for arm, policy in chosen.items()}, list(seeds)]
         measuring = {arm: partial(measured, case, policy, seeds) for arm, policy in chosen.items()}
         found = experiment.run_arms(f"revision-{name}", measuring, (0,), told, *experiment.where(quick))
-        figures[name] = {"usual distance": usual, **{arm: runs[0] for arm, runs in found.items()}}
-        gates += judged(name, figures[name], not quick)
+        figures[name] = {"nothing moved": quiet, **{arm: runs[0] for arm, runs in found.items()}}
+        gates += judged(name, figures[name], not quick and quiet["success"] > 0.5)
     return Result(CLAIM, gates, list(seeds), figures)
 
 
@@ -110,11 +111,11 @@ def trained(case: Case) -> Case:
     return replace(case, checkpoint=str(train(run)))
 
 
-def calm(case: Case, count: int) -> float:
-    """The usual distance of a frame from what was foreseen, where nothing is moved."""
+def calm(case: Case, count: int) -> dict:
+    """Where nothing is moved: the `usual` distance of a frame from what was foreseen, and the share of `success`."""
     told = experiment.key([base.weights_of(case.checkpoint) if case.checkpoint else "", asdict(case), count])
     measure = partial(_calm, case, count)
-    return (experiment.kept(FOLDER / f"calm-{case.world.name}-{told}.json", measure) if case.checkpoint else measure())["usual"]
+    return experiment.kept(FOLDER / f"calm-{case.world.name}-{told}.json", measure) if case.checkpoint else measure()
 
 
 def _calm(case: Case, count: int) -> dict:
@@ -122,7 +123,7 @@ def _calm(case: Case, count: int) -> dict:
     seeds = tqdm(range(CALM_SEED, CALM_SEED + count), f"{case.world.name}, calm", unit="episode")
     found = evaluation.summary([evaluation.rollout(env, policy, seed) for seed in seeds])
     env.close()
-    return {"usual": found["distance_from_foreseen"]["p95"], "success": found["success"]}
+    return {"usual": found["distance_from_foreseen"]["p50"], "success": found["success"]}
 
 
 def measured(case: Case, config: PolicyConfig, seeds: range, _: int) -> dict:

@@ -98,7 +98,8 @@ def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, floa
 def summary(results: Sequence[Rollout]) -> dict:
     """Figures of a set of rollouts; calls per executed action."""
     successes, ticks = sum(r.success for r in results), sum(r.ticks for r in results)
-    distances = [distance for r in results for distance in r.distances]
+    # Of episodes that went well: what is lost sees all the time what it did not foresee.
+    distances = [distance for r in results if r.success or not successes for distance in r.distances]
     return {
         **({"distance_from_foreseen": percentiles(distances)} if distances else {}),
         "success": successes / len(results),

@@ -41,7 +41,7 @@ class PolicyConfig:
 
     `frames`, of the streaming kind: the frame at the end of every chunk is denoised with it. What comes out is compared with what is
     seen then; a `surprise` of s takes the buffer back by s * `revise` of its rows (at most all). `usual`: the distance of a frame
-    from what was foreseen when nothing happens, as `uwm eval` with frames tells it (p95).
+    from what was foreseen when all goes well, as `uwm eval` with frames tells it (p50).
     """
 
     kind: str = "streaming"
