@@ -23,7 +23,6 @@ from uwm.bench.runner import Result
 from uwm.core.patterns import Pattern
 from uwm.core.streams import Layout, Stream
 from uwm.learn.fit import fit
-from uwm.learn.optim import OptimConfig
 from uwm.learn.stream_objective import StreamObjective, one_hot
 from uwm.media import judges
 from uwm.nn.backbone import BackboneConfig
@@ -32,14 +31,13 @@ from uwm.sample.modes import generate
 from uwm_envs.clips import grammar
 
 CLAIM = "One model with a level per modality answers every question about as well as a model made for it; one shared level does not."
-FULL = {"digit_steps": 1200, "robot_steps": 350, "batch": 64, "clips": 2400, "held": 200, "drawn": 500, "rows": 20}
+FULL = {"digit_steps": 1000, "robot_steps": 1200, "batch": 32, "clips": 2400, "held": 200, "drawn": 500, "rows": 20}
 QUICK = {"digit_steps": 40, "robot_steps": 30, "batch": 16, "clips": 64, "held": 20, "drawn": 40, "rows": 5}
 
 # ---- digits ----------------------------------------------------------------------------------------------------------
 
 DIGITS = (Stream("image", "image", (0,), 4, (4, 4)), Stream("label", "label", (0,), 10))
 HELD_DIGITS = 500
-DIGIT_OPTIM = OptimConfig(rate=8e-3, weight_decay=0.01, warmup=50, final=0.02, clip=1.0, average=0.99)
 # Shares of the samples. Level 0 and level 1 are drawn by themselves, since a level in between never is either.
 DIGIT_ARMS: dict[str, tuple[Pattern, ...]] = {
     "joint": (
@@ -139,9 +137,9 @@ def digits(budget: dict, arm: str, seed: int) -> dict:
     labels = torch.nn.functional.one_hot(torch.from_numpy(told.target), 10).float()[:, None] / 0.3 - 1 / 3
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(7))
     train, held = order[HELD_DIGITS:], order[:HELD_DIGITS]
-    model = initialised(StreamModelConfig(DIGITS, "clean", noise_shift=1.0, backbone=BackboneConfig(96, 3, 4, registers=2, waist=32)), seed)
+    model = initialised(StreamModelConfig(DIGITS, noise_shift=1.0, backbone=BackboneConfig(96, 3, 4, registers=2, waist=32)), seed)
     packed = Layout(DIGITS).pack({"image": images[train], "label": labels[train]})
-    fit(model, packed, StreamObjective(DIGIT_ARMS[arm]), budget["digit_steps"], budget["batch"], seed, DIGIT_OPTIM)
+    fit(model, packed, StreamObjective(DIGIT_ARMS[arm]), budget["digit_steps"], 2 * budget["batch"], seed)
 
     judge = judges.of_classes(images[train], told.target[train.numpy()])
     count, rows = budget["drawn"], budget["rows"]
