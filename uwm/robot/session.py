@@ -281,9 +281,9 @@ def _alike(arrived: Any, like: np.ndarray) -> bool:
     """Whether an array is as another but for its first axis, the number of samples."""
     return (
         isinstance(arrived, np.ndarray)
-        and arrived.dtype == like.dtype
+        and (arrived.ndim, arrived.dtype) == (like.ndim, like.dtype)
         and arrived.shape[1:] == like.shape[1:]
-        and 0 < arrived.size <= 64 * like.size
+        and 0 < len(arrived) <= 64 * len(like)
     )
 
 
