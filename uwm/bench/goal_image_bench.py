@@ -67,6 +67,12 @@ class World:
     def make(self, size: int = 64) -> gymnasium.Env:
         return uwm_envs.make(self.name, cameras=self.cameras, image_size=size)
 
+    def train(self, out: Path, size: SizeConfig, learned: TrainConfig) -> Path:
+        """A checkpoint trained on the world's episodes, both made the first time."""
+        base.made("-m", "uwm.cli", "collect", f"out={self.data}", *self.collected)
+        streams = StreamsConfig(cameras={name: name for name in self.cameras})
+        return train(TrainRun(str(self.data), str(out), streams=streams, logger="off", model=size, train=learned))
+
 
 WORLDS = (
     World("Lift", ("agentview", "wrist"), delay_bench.LIFT_DATA, ("episodes=400",)),
@@ -107,12 +113,9 @@ def judged(name: str, found: dict, enough: bool) -> list[Gate]:
 
 def trained(world: World, arm: str) -> Path:
     """A checkpoint of an arm, made the first time."""
-    base.made("-m", "uwm.cli", "collect", f"out={world.data}", *world.collected)
     size = SizeConfig(horizon=AHEAD, video_frames=FRAMES, patch=4, backbone=BackboneConfig(depth=4))  # four tokens a camera's frame
     learned = TrainConfig(steps=1500, batch=32, objective=ObjectiveConfig(2, patterns=ARMS[arm]))
-    out = FOLDER / f"{world.name}-{arm}"
-    streams = StreamsConfig(cameras={name: name for name in world.cameras})
-    return train(TrainRun(str(world.data), str(out), streams=streams, logger="off", model=size, train=learned))
+    return world.train(FOLDER / f"{world.name}-{arm}", size, learned)
 
 
 def measured(world: World, checkpoints: dict[str, Path | None], seeds: range) -> dict:

@@ -37,8 +37,8 @@ from uwm.robot import evaluate as evaluation
 from uwm.robot.evaluate import wilson
 from uwm.robot.history import observe
 from uwm.robot.policy import Policy, PolicyConfig
-from uwm.runs import SizeConfig, StreamsConfig, TrainRun
-from uwm.training import load_model, train
+from uwm.runs import SizeConfig
+from uwm.training import load_model
 from uwm_envs import tee
 from uwm_envs.pusht import PUSHER_RADIUS_M, SUCCESS_COVERAGE
 
@@ -99,16 +99,13 @@ def arms(case: Case, usual: float) -> dict[str, PolicyConfig]:
 
 def trained(case: Case) -> Case:
     """The case with its checkpoint, made the first time: actions alone, and with the frames that they lead to."""
-    base.made("-m", "uwm.cli", "collect", f"out={case.world.data}", *case.world.collected)
     patterns = (
         Pattern(0.25, "ladder", "absent", chunk=case.chunk), Pattern(0.15, "constant", "absent"),
         Pattern(0.4, "ladder", "along", chunk=case.chunk), Pattern(0.2, "constant", "constant", shared=True),
     )  # fmt: skip
     size = SizeConfig(horizon=case.chunk * case.chunks, video_frames=case.frames, patch=4, backbone=BackboneConfig(depth=4))
     learned = TrainConfig(steps=1200, batch=32, objective=ObjectiveConfig(3, patterns=patterns))
-    streams = StreamsConfig(cameras={name: name for name in case.world.cameras})
-    run = TrainRun(str(case.world.data), str(FOLDER / case.world.name), streams=streams, logger="off", model=size, train=learned)
-    return replace(case, checkpoint=str(train(run)))
+    return replace(case, checkpoint=str(case.world.train(FOLDER / case.world.name, size, learned)))
 
 
 def calm(case: Case, count: int) -> dict:
