@@ -2,12 +2,16 @@
 
     python datasets/make_pusht_state.py                 # 150 episodes, about two minutes on one core
     python datasets/make_pusht_state.py --episodes 20 --out runs/pusht_small
+    python datasets/make_pusht_state.py --episodes 2000 --pushed-m 0.02 --workers 2 --out runs/pusht_pushed
 
-Interrupted, it continues where it stopped. Episode i has seed FIRST_SEED + i; every second one carries action noise.
+Interrupted, it continues where it stopped. Episode i has seed FIRST_SEED + i; every second one carries action noise. With
+`--pushed-m` that noise is half as strong and every episode is pushed aside about once in thirty ticks.
 Seeds from FIRST_SEED on are for training; evaluate on smaller ones.
 """
 
 import argparse
+import multiprocessing
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +39,17 @@ def streams(card: dict) -> dict[str, StreamSpec]:
     }
 
 
-def record(env, seed: int, noise: float) -> tuple[dict, dict]:
-    """One episode of the planner as (arrays, metadata); a failed one is recorded like any other."""
-    expert, (observation, _) = PushTExpert(noise=noise), env.reset(seed=seed)
+@cache
+def world():
+    """The world of this process."""
+    return uwm_envs.make("PushT", observation="state")
+
+
+def record(index: int, pushed_m: float) -> tuple[dict, dict]:
+    """Episode `index` of the planner as (arrays, metadata); a failed one is recorded like any other."""
+    env, seed = world(), FIRST_SEED + index
+    noise = NOISES[index % len(NOISES)] / (2 if pushed_m else 1)
+    expert, (observation, _) = PushTExpert(noise=noise, pushed_m=pushed_m), env.reset(seed=seed)
     expert.start(env, np.random.default_rng(seed))
     rows, actions, coverages, done = [observation], [], [], False
     while not done:
@@ -54,6 +66,7 @@ def record(env, seed: int, noise: float) -> tuple[dict, dict]:
         "source": "planner",
         "strategy": expert.chosen,
         "noise": noise,
+        **({"pushed_m": pushed_m} if pushed_m else {}),
         "final_coverage": float(coverages[-1]),
         "max_coverage": float(max(coverages)),
     }
@@ -63,18 +76,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--episodes", type=int, default=150)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "pusht_state")
+    parser.add_argument("--pushed-m", type=float, default=0.0, help="how far off (m) the executed action is now and then")
+    parser.add_argument("--workers", type=int, default=1, help="processes; the episodes and their order do not depend on it")
     chosen = parser.parse_args()
-    env = uwm_envs.make("PushT", observation="state")
-    card = env.unwrapped.card
+    card = world().unwrapped.card
     command = f"python datasets/make_pusht_state.py --episodes {chosen.episodes}"
+    command += f" --pushed-m {chosen.pushed_m}" if chosen.pushed_m else ""
     described = {**card, "source": "planner", "command": command, "first_seed": FIRST_SEED}
     if (chosen.out / "zarr.json").exists():
         open_store = EpisodeStore.open(chosen.out, write=True)
     else:
         open_store = EpisodeStore.create(chosen.out, streams(card), described, shard_bytes=SHARD_BYTES)
-    with open_store as store:
-        for index in range(len(store), chosen.episodes):
-            arrays, meta = record(env, FIRST_SEED + index, NOISES[index % len(NOISES)])
+    with open_store as store, multiprocessing.get_context("spawn").Pool(chosen.workers) as pool:
+        todo = range(len(store), chosen.episodes)
+        for index, (arrays, meta) in enumerate(pool.imap(partial(record, pushed_m=chosen.pushed_m), todo), len(store)):
             store.append(arrays, meta)
             print(f"{index + 1}/{chosen.episodes} ticks {len(arrays['action'])} coverage {meta['final_coverage']:.3f}", flush=True)
 

@@ -84,7 +84,7 @@ def test_the_two_ways_of_lifting_pass_on_different_sides(lift):
 
 def test_the_noise_has_the_spread_and_the_memory_it_promises():
     disturb = Disturbance(0.3, np.random.default_rng(0))
-    disturb.PUSH_CHANCE = 0.0
+    disturb.pushes.chance = 0.0
     values = np.array([disturb() for _ in range(60000)])
     assert np.allclose(values.std(axis=0), 0.3 * np.array([1, 1, 1, 1 / 6, 1 / 6, 1 / 6]), rtol=0.1)
     lag_one = np.mean(values[1:, 0] * values[:-1, 0]) / values[:, 0].var()

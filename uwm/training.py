@@ -17,7 +17,7 @@ from uwm.dataset import Dataset
 from uwm.learn import checkpoint as checkpoints
 from uwm.learn.autoencode import train_autoencoder
 from uwm.learn.logs import Log
-from uwm.learn.loop import PRECISIONS, TrainState, generator_at, restore
+from uwm.learn.loop import TrainState, generator_at, restore
 from uwm.learn.loop import train as run_training
 from uwm.learn.objective import Batch
 from uwm.nn import trunks
@@ -63,7 +63,7 @@ def _prepare(model: RobotModel, data: TrainingData, log: Log) -> None:
     run = data.run
     log.begin("autoencoder", run.autoencoder.steps, 0)
     train_autoencoder(
-        model.autoencoder, data.frames(), run.autoencoder, run.train.seed, PRECISIONS[run.train.precision],
+        model.autoencoder, data.frames(), run.autoencoder, run.train.seed, run.train.precision,
         lambda step, error: log.step(step + 1, {"autoencoder": error}),
     )  # fmt: skip
 

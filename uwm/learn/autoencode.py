@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 
 from uwm.core.shapes import Float, Int, UInt8
 from uwm.learn.optim import OptimConfig, Optimiser, rate_at
+from uwm.learn.precision import autocast
 from uwm.nn.autoencoder import Autoencoder, merged
 from uwm.nn.codecs import VideoCodec, frames_to_unit
 
@@ -26,7 +27,7 @@ def train_autoencoder(
     frames: UInt8[Tensor, "F H W 3"],
     config: AutoencodeConfig,
     seed: int,
-    precision: torch.dtype = torch.float32,
+    precision: str = "float32",
     on_step: Callable[[int, float], None] | None = None,
 ) -> float:
     """Minimises the squared error of reconstructed frames, then measures the latents' spread; returns the last error."""
@@ -37,7 +38,7 @@ def train_autoencoder(
     for step in range(config.steps):
         chosen = torch.randint(len(frames), (config.batch,), generator=generator)
         image = frames_to_unit(frames[chosen])
-        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        with autocast(precision):
             loss = (autoencoder.reconstruct(image).float() - image).square().mean()
         update.zero_grad()
         loss.backward()

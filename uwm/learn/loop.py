@@ -7,32 +7,30 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Generator, nn
 
 from uwm.learn import objective
 from uwm.learn.checkpoint import Checkpoint
 from uwm.learn.objective import ObjectiveConfig
 from uwm.learn.optim import Average, OptimConfig, Optimiser, clip_gradients, rate_at
-
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from uwm.learn.precision import PRECISIONS, autocast
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, how large a batch, in which precision; objective and optimiser beside."""
+    """How long, how large a batch, in which precision (`uwm.learn.precision`); objective and optimiser beside."""
 
     steps: int = 1000
     batch: int = 64
     seed: int = 0
-    precision: str = "bfloat16"
+    precision: str = "auto"
     save_every: int = 100
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self):
         if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {sorted(PRECISIONS)}, got {self.precision!r}")
+            raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
 
 
 @dataclass
@@ -95,8 +93,7 @@ def train(
 
 def _step(model: nn.Module, state: TrainState, batch: Any, config: TrainConfig, loss: Callable) -> dict[str, float]:
     rate = rate_at(state.step, config.steps, config.optim)
-    precision = PRECISIONS[config.precision]
-    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+    with autocast(config.precision):
         total, figures = loss(model, batch, generator_at(config.seed, state.step))
     state.optimiser.zero_grad()
     total.backward()

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from uwm.learn.muon import Muon
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -29,10 +31,10 @@ class OptimConfig:
 
 
 class Optimiser:
-    """torch's AdamW, and torch's Muon (Jordan et al. 2024) beside it for the matrices of the blocks, as one.
+    """torch's AdamW, and Muon beside it for the matrices of the blocks, as one.
 
-    Muon's step is scaled to the size of AdamW's (Liu et al. 2025, sec. 2.2), so that both share one rate. Weight decay is
-    on matrices and kernels only: biases, tags and offsets are left alone.
+    Both share one rate, since Muon's step is scaled to the size of AdamW's. Weight decay is on matrices and kernels only:
+    biases, tags and offsets are left alone.
     """
 
     def __init__(self, model: nn.Module, config: OptimConfig):
@@ -47,7 +49,7 @@ class Optimiser:
         self.parts: dict[str, torch.optim.Optimizer] = {"adamw": torch.optim.AdamW(groups, lr=config.rate, betas=config.betas)}
         if inner:
             matrices, decay = [named[name] for name in sorted(inner)], config.weight_decay
-            self.parts["muon"] = torch.optim.Muon(matrices, lr=config.rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+            self.parts["muon"] = Muon(matrices, config.rate, decay)
 
     def zero_grad(self) -> None:
         for part in self.parts.values():

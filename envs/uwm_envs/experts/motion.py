@@ -68,41 +68,45 @@ def servo(state, position, rotation=None, gripper=OPEN, gain=1.5, top_speed=0.6)
     return action
 
 
+class Pushes:
+    """Constant vectors (size,) of `length` in a random direction for three to six ticks, each tick with this chance of a new one."""
+
+    def __init__(self, length: float, size: int, rng: np.random.Generator, chance: float = 1.0 / 60.0):
+        self.length, self.chance, self._rng = length, chance, rng
+        self._value, self._left = np.zeros(size), 0
+
+    def __call__(self) -> np.ndarray:
+        self._left -= 1
+        if self._left == 0:
+            self._value = np.zeros(len(self._value))
+        if self._left <= 0 and self._rng.random() < self.chance:
+            self._left = int(self._rng.integers(3, 7))
+            direction = self._rng.standard_normal(len(self._value))
+            self._value = self.length * direction / np.linalg.norm(direction)
+        return self._value
+
+
 class Disturbance:
     """Correlated action noise with occasional pushes; acts on motion only, never on the gripper.
 
     The noise is an Ornstein-Uhlenbeck process with standard deviation `scale` on translation and a sixth of it on
     rotation (action units) and a correlation time of ten ticks: slow errors spread the places that are visited without
-    hiding what was meant, where noise of the same reach that changes every tick would drown the intended action. A push
-    adds a constant vector of four times that length for three to six ticks, on average once in 60 ticks, so that
-    recoveries appear in the data.
+    hiding what was meant, where noise of the same reach that changes every tick would drown the intended action. Pushes
+    are four times that length, on average one in 60 ticks, so that recoveries appear in the data.
     """
 
     MEMORY = np.exp(-1.0 / 10.0)
-    PUSH_CHANCE = 1.0 / 60.0
 
     def __init__(self, scale: float, rng: np.random.Generator):
         self._spread = scale * np.array([1.0, 1.0, 1.0, 1 / 6, 1 / 6, 1 / 6])
         self._rng = rng
         self._value = self._spread * rng.standard_normal(6)
-        self._push = np.zeros(6)
-        self._push_left = 0
+        self.pushes = Pushes(4.0 * scale, 3, rng)
 
     def __call__(self) -> np.ndarray:
         fresh = self._rng.standard_normal(6)
         self._value = self.MEMORY * self._value + np.sqrt(1 - self.MEMORY**2) * self._spread * fresh
-        self._advance_push()
-        return self._value + self._push
-
-    def _advance_push(self) -> None:
-        self._push_left -= 1
-        if self._push_left == 0:
-            self._push = np.zeros(6)
-        if self._push_left <= 0 and self._rng.random() < self.PUSH_CHANCE:
-            self._push_left = int(self._rng.integers(3, 7))
-            direction = self._rng.standard_normal(3)
-            self._push = np.zeros(6)
-            self._push[:3] = 4.0 * self._spread[0] * direction / np.linalg.norm(direction)
+        return self._value + np.pad(self.pushes(), (0, 3))
 
 
 class ArmExpert:

@@ -14,6 +14,7 @@ import numpy as np
 
 from uwm_envs import tee
 from uwm_envs.experts.detour import CLEARANCE_M, REACH_M, Detours
+from uwm_envs.experts.motion import Pushes
 from uwm_envs.experts.quasi_static import push
 from uwm_envs.pusht import HALF_WIDTH_M, PUSHER_RADIUS_M, WALL_M
 
@@ -27,6 +28,7 @@ PUSH_COST_M = 0.0005
 LEAST_M = 0.0005  # a push must move the block so far: one that does nothing postpones the good one for ever
 READY_M, DONE_M = 0.002, 0.0007  # how close to where a push begins and ends
 NOISE_UNIT = 0.1  # action units; a noise of 0.3 then means the same trouble here as in the other worlds
+PUSH_CHANCE = 1 / 30  # a tick, of being pushed aside
 NEAR_M = 0.02  # error below which turning and moving count as they do in coverage
 # m of error for a radian; 0.05 is about the T's radius of gyration
 TURN_M = {"turn_first": 0.15, "move_first": 0.02, "near": 0.05}
@@ -47,25 +49,29 @@ class PushTExpert:
     noise: standard deviation of what is added to the executed action, in NOISE_UNIT: 1 is 26 mm, 0.2 is mild, 0.5 is
     rough (it then takes four times as many ticks). `intended` stays free of it.
     samples: first pushes tried per plan; fewer is quicker and clumsier.
+    pushed_m: how far off the executed action is for three to six ticks, about once in 30 (`motion.Pushes`): recoveries from
+    being where nobody wished to be, and actions under way that do not give away what the planner sees.
     """
 
     strategies = ("turn_first", "move_first")
 
-    def __init__(self, noise=0.0, strategy="random", samples=256):
+    def __init__(self, noise=0.0, strategy="random", samples=256, pushed_m=0.0):
         if strategy not in (*self.strategies, "random"):
             raise ValueError(f"unknown strategy {strategy!r}; PushT has {self.strategies} and 'random'")
-        self.noise, self.strategy, self.samples = float(noise), strategy, int(samples)
+        self.noise, self.strategy, self.samples, self.pushed_m = float(noise), strategy, int(samples), float(pushed_m)
 
     def start(self, env, rng: np.random.Generator) -> None:
         chosen = rng.choice(self.strategies) if self.strategy == "random" else self.strategy
         self.chosen, self._rng = str(chosen), rng
         self._push, self._pushing, self._ticks = None, False, 0
+        self._offset = Pushes(self.pushed_m / HALF_WIDTH_M, 2, rng, PUSH_CHANCE) if self.pushed_m else None
 
     def act(self, env) -> tuple[np.ndarray, np.ndarray]:
         """Return (executed, intended), both float32 (2,)."""
         target = self._target(env.unwrapped.privileged())
         intended = np.clip(target, -REACH_M, REACH_M) / HALF_WIDTH_M
-        executed = np.clip(intended + self.noise * NOISE_UNIT * self._rng.standard_normal(2), -1, 1)
+        executed = intended + self.noise * NOISE_UNIT * self._rng.standard_normal(2)
+        executed = np.clip(executed if self._offset is None else executed + self._offset(), -1, 1)
         return executed.astype(np.float32), intended.astype(np.float32)
 
     def _target(self, scene):
