@@ -1,12 +1,22 @@
 """The benches of media: gates follow the figures, a paper's claim is told apart, and their data and texts are what they say."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from uwm.bench import ar_diffusion_bench, clip_data, fvdm_bench, pusa_bench, radd_bench, streaming_video_bench, unidiffuser_bench
+from uwm.bench import (
+    ar_diffusion_bench,
+    clip_data,
+    fvdm_bench,
+    pusa_bench,
+    radd_bench,
+    streaming_video_bench,
+    unidiffuser_bench,
+    unidiffuser_robot_bench,
+)  # fmt: skip
 from uwm.bench.gates import FAILS, HOLDS, NOT_REPRODUCED
 from uwm.media import judges
 from uwm_envs.clips import grammar
@@ -44,36 +54,44 @@ def test_radd_judges_losses_caches_and_texts():
     assert radd_bench.judged(radd(**wrong[3]), True)[4].verdict == NOT_REPRODUCED
 
 
-def unidiffuser(**changes):
+def unidiffuser(arms, right, wrong, **changes):
     """What would satisfy every gate: the joint model as the dedicated ones, the one with a shared level far behind."""
-    right = {"label to image": 0.9, "image to label": 0.95, "agree": 0.9, "label to image, guided": 0.95}
-    wrong = {"label to image": 0.3, "image to label": 0.3}
-    error, caption = dict.fromkeys(("forward", "inverse", "policy", "video"), 0.3), {"caption": 0.8, "together": 0.4, "told": 0.9}
-    found = {f"digits, {arm}": right for arm in unidiffuser_bench.DIGIT_ARMS} | {"digits, shared level": wrong}
-    found |= {f"robot, {arm}": error | caption for arm in unidiffuser_bench.ROBOT_ARMS}
-    found["robot, shared level"] = dict.fromkeys(error, 0.9)
-    for arm in ("digits, joint", "robot, joint"):
-        found[arm] = {**found[arm], **changes}
+    found = {arm: dict(right) for arm in arms} | {"shared level": wrong}
+    found["joint"] |= changes
     return {arm: [figures] * 3 for arm, figures in found.items()}
 
 
-def test_unidiffuser_judges_the_joint_model_against_those_made_for_one_question():
-    judged = lambda found: [*unidiffuser_bench._judged_digits(found, True), *unidiffuser_bench._judged_robot(found, True)]  # noqa: E731
-    assert {gate.verdict for gate in judged(unidiffuser())} == {HOLDS}
+def check_verdicts(judged, found, cases):
+    """Every gate holds of what is right, and the gates of a case fail as it says when its figures are put in."""
+    assert {gate.verdict for gate in judged(found(), True)} == {HOLDS}
+    for changes, verdicts in cases:
+        told = {gate.name: gate.verdict for gate in judged(found(**changes), True)}
+        assert verdicts.items() <= told.items(), changes
+
+
+def test_unidiffuser_judges_the_joint_model_of_digits_against_those_made_for_one_question():
+    right = {"label to image": 0.9, "image to label": 0.95, "agree": 0.9, "label to image, guided": 0.95}
+    wrong = {"label to image": 0.3, "image to label": 0.3}
     cases = (
         ({"label to image": 0.8}, {"label to image: lost to a model made for it": FAILS}),
         ({"image to label": 0.4}, {"image to label: ahead of one shared level": NOT_REPRODUCED}),
         ({"agree": 0.7}, {"digit and label drawn together agree": FAILS}),
         ({"label to image, guided": 0.9}, {"label to image: gained by guidance of weight 1": NOT_REPRODUCED}),
+    )
+    check_verdicts(unidiffuser_bench.judged, partial(unidiffuser, unidiffuser_bench.ARMS, right, wrong), cases)
+
+
+def test_unidiffuser_judges_the_joint_model_of_a_robot_against_those_made_for_one_question():
+    error = dict.fromkeys(("forward", "inverse", "policy", "video"), 0.3)
+    right, wrong = error | {"caption": 0.8, "together": 0.4, "told": 0.9}, dict.fromkeys(error, 0.9)
+    cases = (
         ({"policy": 0.4}, {"policy: error / of a model made for it": FAILS}),
         ({"inverse": 0.6}, {"inverse: error / of one shared level": NOT_REPRODUCED, "inverse: error / of a model made for it": FAILS}),
         ({"caption": 0.7}, {"caption: lost to a model made for it": FAILS}),
         ({"told": 0.5}, {"frames and words drawn together: the words name the way": FAILS}),
         ({"together": 0.9}, {"actions and frames drawn together: tip apart / shuffled": FAILS}),
     )
-    for changes, verdicts in cases:
-        told = {gate.name: gate.verdict for gate in judged(unidiffuser(**changes))}
-        assert verdicts.items() <= told.items(), changes
+    check_verdicts(unidiffuser_robot_bench.judged, partial(unidiffuser, unidiffuser_robot_bench.ARMS, right, wrong), cases)
 
 
 def pusa(arm="random", **changes):
@@ -150,10 +168,10 @@ def test_what_a_held_frame_changes_is_nothing_in_a_model_that_has_learned_nothin
 
 def test_a_caption_is_right_when_it_can_be_read_and_names_what_moved():
     said = "push the red block to the left and the blue block to top"
-    assert all(unidiffuser_bench._names(said, wanted) for wanted in (["red", "left"], ["blue", "top"]))
-    assert unidiffuser_bench._goes(said, "top") and not unidiffuser_bench._goes(said, "right")
-    assert not unidiffuser_bench._goes("push", "top"), "what cannot be read names nothing"
-    assert not unidiffuser_bench._names(said, ["red", "top"]) and not unidiffuser_bench._names(f"{said} then", ["red", "left"])
+    assert all(unidiffuser_robot_bench._names(said, wanted) for wanted in (["red", "left"], ["blue", "top"]))
+    assert unidiffuser_robot_bench._goes(said, "top") and not unidiffuser_robot_bench._goes(said, "right")
+    assert not unidiffuser_robot_bench._goes("push", "top"), "what cannot be read names nothing"
+    assert not unidiffuser_robot_bench._names(said, ["red", "top"]) and not unidiffuser_robot_bench._names(f"{said} then", ["red", "left"])
 
 
 def test_digits_become_patches_row_by_row():

@@ -50,6 +50,21 @@ def test_the_planner_copes_with_noise_that_only_the_executed_action_carries(env)
     assert np.abs(intended).max() <= REACH_M / HALF_WIDTH_M + 1e-6
 
 
+def test_pushes_move_the_executed_action_alone_and_the_planner_recovers(env):
+    expert = PushTExpert(pushed_m=0.02, samples=96, strategy="turn_first")
+    env.reset(seed=2)
+    expert.start(env, np.random.default_rng(0))
+    apart, done = [], False
+    while not done:
+        executed, intended = expert.act(env)
+        apart.append(np.hypot(*(executed - intended)) * HALF_WIDTH_M)
+        _, _, terminated, truncated, info = env.step(executed)
+        done = terminated or truncated
+    pushed = np.array(apart) > 1e-6
+    assert info["success"] and 0 < pushed.mean() < 0.4
+    assert np.median(np.array(apart)[pushed]) == pytest.approx(0.02, abs=1e-5)
+
+
 def test_the_same_seeds_give_the_same_plan_in_a_fresh_world(env):
     assert np.array_equal(run(env, 5, noise=0.2)[0], run(PushT(observation="state"), 5, noise=0.2)[0])
 

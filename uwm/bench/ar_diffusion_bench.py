@@ -31,7 +31,7 @@ from uwm.sample.rollout import rollout
 
 CLAIM = "Frames on a wavefront go on for three times the trained length, better and in fewer calls than one frame after the other."
 ARMS = {"overlap": "ptss(0.2)", "independent": "independent", "fopp": "fopp"}
-FULL = {"clips": 2400, "held": 64, "steps": 1200, "batch": 16, "rows": 12, "gaps": (2, 4, 6, 12), "between": 4}
+FULL = {"clips": 1200, "held": 64, "steps": 800, "batch": 16, "rows": 12, "gaps": (2, 4, 12), "between": 4}
 QUICK = {"clips": 64, "held": 8, "steps": 30, "batch": 8, "rows": 4, "gaps": (1, 2, 4), "between": 2}
 LONG, KNOWN, OVERLAP = 3 * FRAMES, 2, 4
 CAUSAL = (

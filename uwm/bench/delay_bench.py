@@ -2,7 +2,7 @@
 
 | world | policy | ticks of injected delay |
 |---|---|---|
-| Push-T, states | trained here once on 2400 episodes of the planner, actions only | 0 to 8, and 4 with jitter |
+| Push-T, states | trained here once on 2000 episodes of the planner, pushed aside now and then, actions only | 0 to 8, and 4 with jitter |
 | Lift, two cameras | trained here once on 400 episodes of the expert, actions only | the same |
 
 Every kind of chunking runs the same seeds on a virtual clock: the machine's speed has no influence. What is judged (no delay, 4
@@ -48,7 +48,8 @@ LOST, JUMP, JUDGED = 0.05, 1.2, 4  # points, ratio, ticks of delay at which both
 DELAYS, JITTER = tuple(range(9)), 1.0  # ticks; jitter is uniform on top
 LIFT, LIFT_DATA = Path("runs/bench/delay_lift"), Path("runs/bench/lift400.zarr")
 LIFT_TRAINING = ("patterns@train.objective.patterns=actions", "train.steps=4000")
-PUSHT, PUSHT_DATA, EPISODES = Path("runs/bench/delay_pusht"), Path("runs/bench/pusht.zarr"), 2400
+PUSHT, PUSHT_DATA = Path("runs/bench/delay_pusht"), Path("runs/bench/pusht_pushed.zarr")
+PUSHT_MADE = ("--episodes", "2000", "--pushed-m", "0.02", "--workers", "2")
 KEPT = Path("runs/bench/delay")
 OUTLINE = 10  # episodes of a cell that is not judged
 FIRST_SEED = 50_000  # below the seeds of Push-T's data and above those of Lift's
@@ -118,19 +119,20 @@ def cells(delays) -> list[Cell]:
 
 
 def pusht() -> Case:
-    """Push-T from states: 2400 episodes of the planner and a policy, made the first time, in two and a half hours on a core.
+    """Push-T from states: 2000 episodes of the planner and a policy, made the first time, in an hour and a half on a core.
 
-    20 frames: 8 committed and a buffer of 3 x 4.
+    20 frames: 8 committed and a buffer of 3 x 4. In every episode the planner is pushed aside now and then: what is under way must
+    not always be what one would wish for, or a policy takes it for advice.
     """
     # Goes on where it stopped, and does nothing when it is done.
-    base.made("datasets/make_pusht_state.py", "--episodes", str(EPISODES), "--out", str(PUSHT_DATA))
+    base.made("datasets/make_pusht_state.py", *PUSHT_MADE, "--out", str(PUSHT_DATA))
     patterns = (
-        Pattern(0.35, "ladder", "absent", chunk=4, rungs=3),
-        Pattern(0.35, "ladder", "absent", chunk=4, committed=8, rungs=3, loose=1.0),
-        Pattern(0.30, "constant", "absent"),
+        Pattern(0.30, "ladder", "absent", chunk=4, rungs=3),
+        Pattern(0.50, "ladder", "absent", chunk=4, committed=8, rungs=3, loose=1.0),
+        Pattern(0.20, "constant", "absent"),
     )
     size = SizeConfig(horizon=20, video_frames=(), backbone=BackboneConfig(width=128, depth=3, heads=4, registers=4, waist=64))
-    learned = TrainConfig(steps=40000, batch=32, precision="float32", objective=ObjectiveConfig(3, patterns=patterns))
+    learned = TrainConfig(steps=13000, batch=32, precision="float32", objective=ObjectiveConfig(3, patterns=patterns))
     streams = StreamsConfig(cameras=(), proprio=("state",), action="action")
     trained = train(TrainRun(str(PUSHT_DATA), str(PUSHT), streams=streams, logger="off", model=size, train=learned))
     return Case("PushT", str(trained), chunk=4, buffer=3, whole=5, loose=0.2, full=SUCCESS_COVERAGE)

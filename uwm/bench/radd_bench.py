@@ -38,7 +38,7 @@ from uwm_envs.clips import grammar
 CLAIM = "A time-free network over words: four losses agree, cached runs are exact and save the calls of the formula."
 LENGTH, SIZE = grammar.INSTRUCTION + grammar.PLAN, len(grammar.WORDS)
 FREE = torch.arange(LENGTH) >= grammar.INSTRUCTION
-FULL = {"steps": 1200, "batch": 64, "texts": 4000, "held_out": 512, "draws": 32, "plans": 128}
+FULL = {"steps": 600, "batch": 64, "texts": 4000, "held_out": 512, "draws": 16, "plans": 128}
 QUICK = {"steps": 40, "batch": 16, "texts": 200, "held_out": 64, "draws": 8, "plans": 16}
 ROWS = (8, 22, 64)
 

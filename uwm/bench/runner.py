@@ -32,6 +32,7 @@ BENCHES = {
     "streaming-video": "uwm.bench.streaming_video_bench",
     "token-drop": "uwm.bench.token_drop_bench",
     "unidiffuser": "uwm.bench.unidiffuser_bench",
+    "unidiffuser-robot": "uwm.bench.unidiffuser_robot_bench",
 }
 
 

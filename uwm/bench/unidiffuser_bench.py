@@ -1,12 +1,10 @@
-"""Claim: one model of several modalities does the work of a model for each question: generate any of them, given any others.
+"""Claim: one model of digits and their labels does the work of a model for each question.
 
-| part | streams | questions |
-|---|---|---|
-| digits | 16 patches of an 8 x 8 digit, a label | label to image, image to label, both, image alone |
-| robot | a frame now, two later ones, 7 actions, 13 words of instruction | forward, inverse, policy, video, caption, and in pairs |
+Streams: 16 patches of an 8 x 8 digit, a label. Questions: label to image, image to label, both, image alone.
 
 The joint model has a level per modality (UniDiffuser, Bao et al. 2023). Beside it, with equal steps, size and data: a dedicated model
-per question, and a joint model whose modalities share one level (PAD, Guo et al. 2024), which never saw a clean condition.
+per question, and a joint model whose modalities share one level (PAD, Guo et al. 2024), which never saw a clean condition. The same
+of a robot's frames, actions and words: `uwm bench unidiffuser-robot`.
 """
 
 from functools import partial
@@ -23,23 +21,19 @@ from uwm.bench.runner import Result
 from uwm.core.patterns import Pattern
 from uwm.core.streams import Layout, Stream
 from uwm.learn.fit import fit
-from uwm.learn.stream_objective import StreamObjective, one_hot
+from uwm.learn.stream_objective import StreamObjective
 from uwm.media import judges
 from uwm.nn.backbone import BackboneConfig
 from uwm.nn.stream_model import StreamModelConfig, initialised
 from uwm.sample.modes import generate
-from uwm_envs.clips import grammar
 
-CLAIM = "One model with a level per modality answers every question about as well as a model made for it; one shared level does not."
-FULL = {"digit_steps": 1000, "robot_steps": 1200, "batch": 32, "clips": 2400, "held": 200, "drawn": 500, "rows": 20}
-QUICK = {"digit_steps": 40, "robot_steps": 30, "batch": 16, "clips": 64, "held": 20, "drawn": 40, "rows": 5}
-
-# ---- digits ----------------------------------------------------------------------------------------------------------
-
+CLAIM = "One model with a level per modality answers every question about digits as well as a model made for it; one shared level does not."
+FULL = {"steps": 600, "batch": 64, "drawn": 300, "rows": 20}
+QUICK = {"steps": 40, "batch": 32, "drawn": 40, "rows": 5}
 DIGITS = (Stream("image", "image", (0,), 4, (4, 4)), Stream("label", "label", (0,), 10))
-HELD_DIGITS = 500
+HELD = 500
 # Shares of the samples. Level 0 and level 1 are drawn by themselves, since a level in between never is either.
-DIGIT_ARMS: dict[str, tuple[Pattern, ...]] = {
+ARMS: dict[str, tuple[Pattern, ...]] = {
     "joint": (
         Pattern(0.5), Pattern(0.15, label="given"), Pattern(0.15, image="given"), Pattern(0.1, label="noise"), Pattern(0.1, image="noise"),
     ),
@@ -48,55 +42,22 @@ DIGIT_ARMS: dict[str, tuple[Pattern, ...]] = {
     "image to label": (Pattern(image="given"),),
 }  # fmt: skip
 
-# ---- robot -----------------------------------------------------------------------------------------------------------
-
-LATER = (4, 7)
-SEEN = clip_data.STREAMS[0]
-ROBOT = (
-    Stream("now", "image", (0,), SEEN.size, SEEN.grid),
-    Stream("later", "video", LATER, SEEN.size, SEEN.grid),
-    Stream("action", "action", tuple(range(1, clip_data.FRAMES)), 2),
-    Stream("text", "word", tuple(range(grammar.INSTRUCTION)), len(grammar.WORDS)),
-)  # fmt: skip
-FORWARD = Pattern(image="given", action="given", word="absent")
-INVERSE = Pattern(image="given", video="given", word="absent")
-POLICY = Pattern(image="given", video="absent", word="given")
-VIDEO = Pattern(image="given", action="absent", word="absent")
-CAPTION = Pattern(image="given", video="given", action="absent")
-ROBOT_ARMS: dict[str, tuple[Pattern, ...]] = {
-    "joint": (Pattern(image="given"), FORWARD, INVERSE, POLICY, VIDEO, CAPTION),
-    "shared level": (Pattern(image="given", shared=True),),
-    "forward": (FORWARD,), "inverse": (INVERSE,), "policy": (POLICY,), "video": (VIDEO,), "caption": (CAPTION,),
-}  # fmt: skip
-# question -> (targets, given); the frame now is always given
-QUESTIONS = {
-    "forward": (("later",), ("action",)),
-    "inverse": (("action",), ("later",)),
-    "policy": (("action",), ("text",)),
-    "video": (("later",), ()),
-    "caption": (("text",), ("later",)),
-    "both": (("later", "action"), ()),
-    "told": (("later", "text"), ()),
-}
-
 
 def run(quick: bool, out: Path | None) -> Result:
-    """Both parts, all arms, all seeds."""
+    """All arms, all seeds."""
     budget = QUICK if quick else FULL
-    arms = {f"digits, {name}": partial(digits, budget, name) for name in DIGIT_ARMS}
-    arms |= {f"robot, {name}": partial(robot, budget, name) for name in ROBOT_ARMS}
+    arms = {name: partial(digits, budget, name) for name in ARMS}
     seeds = SEEDS[:1] if quick else SEEDS
-    if not quick:
-        clip_data.tokens(budget["clips"], budget["held"])  # drawn once, before several processes want them
     found = experiment.run_arms("unidiffuser", arms, seeds, budget, *experiment.where(quick))
-    return Result(CLAIM, [*_judged_digits(found, not quick), *_judged_robot(found, not quick)], seeds, experiment.summary(found))
+    return Result(CLAIM, judged(found, not quick), seeds, experiment.summary(found))
 
 
-def _judged_digits(found: experiment.Found, enough: bool) -> list[Gate]:
-    joint, shared = partial(values, found, "digits, joint"), partial(values, found, "digits, shared level")
+def judged(found: experiment.Found, enough: bool) -> list[Gate]:
+    """The joint model against those made for one question, and against one shared level."""
+    joint, shared = partial(values, found, "joint"), partial(values, found, "shared level")
     gates = []
     for question in ("label to image", "image to label"):
-        own = values(found, f"digits, {question}", question)
+        own = values(found, question, question)
         gates.append(gate(f"{question}: lost to a model made for it", own - joint(question), "<=", 0.05, enough, "same steps and size"))
         gates.append(
             gate(f"{question}: ahead of one shared level", joint(question) - shared(question), ">=", 0.2, enough, "the same", paper=True)
@@ -109,24 +70,6 @@ def _judged_digits(found: experiment.Found, enough: bool) -> list[Gate]:
     ]
 
 
-def _judged_robot(found: experiment.Found, enough: bool) -> list[Gate]:
-    joint, shared = partial(values, found, "robot, joint"), partial(values, found, "robot, shared level")
-    gates = []
-    for question in ("forward", "inverse", "policy", "video"):
-        own = values(found, f"robot, {question}", question)
-        gates.append(gate(f"{question}: error / of a model made for it", joint(question) / own, "<=", 1.15, enough, "same steps and size"))
-    for question in ("forward", "inverse"):
-        over = joint(question) / shared(question)
-        gates.append(gate(f"{question}: error / of one shared level", over, "<=", 0.6, enough, "same steps and size", paper=True))
-    lost = values(found, "robot, caption", "caption") - joint("caption")
-    return [
-        *gates,
-        gate("caption: lost to a model made for it", lost, "<=", 0.05, enough, "the parser, and the block that is pushed"),
-        gate("frames and words drawn together: the words name the way", joint("told"), ">=", 0.8, enough, "the judge, and the parser"),
-        gate("actions and frames drawn together: tip apart / shuffled", joint("together"), "<=", 0.6, enough, "pairs of other draws"),
-    ]
-
-
 def digits(budget: dict, arm: str, seed: int) -> dict:
     """One model of digits, and every question that it was made for; shares of samples that a judge agrees with."""
     from sklearn.datasets import load_digits
@@ -136,10 +79,10 @@ def digits(budget: dict, arm: str, seed: int) -> dict:
     images = _patches((pixels - pixels.mean()) / pixels.std())
     labels = torch.nn.functional.one_hot(torch.from_numpy(told.target), 10).float()[:, None] / 0.3 - 1 / 3
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(7))
-    train, held = order[HELD_DIGITS:], order[:HELD_DIGITS]
-    model = initialised(StreamModelConfig(DIGITS, noise_shift=1.0, backbone=BackboneConfig(96, 3, 4, registers=2, waist=32)), seed)
+    train, held = order[HELD:], order[:HELD]
+    model = initialised(StreamModelConfig(DIGITS, "clean", noise_shift=1.0, backbone=BackboneConfig(96, 3, 4, registers=2, waist=32)), seed)
     packed = Layout(DIGITS).pack({"image": images[train], "label": labels[train]})
-    fit(model, packed, StreamObjective(DIGIT_ARMS[arm]), budget["digit_steps"], 2 * budget["batch"], seed)
+    fit(model, packed, StreamObjective(ARMS[arm]), budget["steps"], budget["batch"], seed, clip_data.OPTIM)
 
     judge = judges.of_classes(images[train], told.target[train.numpy()])
     count, rows = budget["drawn"], budget["rows"]
@@ -168,90 +111,3 @@ def digits(budget: dict, arm: str, seed: int) -> dict:
 def _patches(images: Tensor) -> Tensor:
     """(B, 8, 8) as 16 patches of 2 x 2."""
     return images.unfold(1, 2, 2).unfold(2, 2, 2).flatten(3).flatten(1, 2)
-
-
-def robot(budget: dict, arm: str, seed: int) -> dict:
-    """One model of clips, and every question that it was made for. Errors are squared, of one draw, over those of a plain guess."""
-    data = clip_data.tokens(budget["clips"], budget["held"])
-    model = clip_data.model_of(seed, ROBOT)
-    train, held = _streams(data.train, data.train_clips), _streams(data.held, data.clips)
-    fit(model, model.layout.pack(train), StreamObjective(ROBOT_ARMS[arm]), budget["robot_steps"], budget["batch"], seed, clip_data.OPTIM)
-    asked = QUESTIONS if arm in ("joint", "shared level") else {arm: QUESTIONS[arm]}
-    found: dict = {}
-    for question, (targets, given) in asked.items():
-        told = {name: held[name] for name in ("now", *given)}
-        drawn = generate(model, targets, told, rows=budget["rows"], seeds=range(len(held["now"])))
-        found |= _answer(question, drawn, held, data)
-    return found
-
-
-def _streams(tokens: dict[str, Tensor], clips) -> dict[str, Tensor]:
-    """The four streams of clips."""
-    frames = tokens["top"].unflatten(1, (clip_data.FRAMES, -1))
-    words = torch.tensor([grammar.numbers(text) for text in clips.instruction])
-    return {
-        "now": frames[:, 0], "later": frames[:, LATER].flatten(1, 2), "action": tokens["action"][:, 1:],
-        "text": one_hot(words, Layout(ROBOT), "text"),
-    }  # fmt: skip
-
-
-def _answer(question: str, drawn: dict[str, Tensor], held: dict[str, Tensor], data: clip_data.Tokens) -> dict[str, float]:
-    """Figures of one question's draws."""
-    if question == "both":
-        return _together(drawn, data)
-    if question == "told":
-        return _told(drawn, held, data)
-    if question == "caption":
-        right = [_names(text, clip.split()) for text, clip in zip(_texts(drawn), _pushed(data.clips), strict=True)]
-        return {"caption": float(np.mean(right))}
-    name = QUESTIONS[question][0][0]
-    guess = held["now"].repeat(1, len(LATER), 1) if name == "later" else held["action"].mean(dim=0, keepdim=True)
-    return {question: float((drawn[name] - held[name]).square().mean() / (guess - held[name]).square().mean())}
-
-
-def _texts(drawn: dict[str, Tensor]) -> list[str]:
-    return [grammar.text_of(each) for each in drawn["text"].argmax(dim=2).tolist()]
-
-
-def _pushed(clips) -> list[str]:
-    """ "colour direction" of the goal that a clip shows: what comes first in its plan."""
-    return [f"{part.goal.colour} {part.goal.direction}" for part in (grammar.parse_plan(plan)[0] for plan in clips.plan)]
-
-
-def _names(text: str, wanted: list[str]) -> bool:
-    """Whether an instruction can be read and one of its goals is the wanted one."""
-    try:
-        return any([goal.colour, goal.direction] == wanted for goal in grammar.parse_instruction(text))
-    except grammar.GrammarError:
-        return False
-
-
-def _told(drawn: dict[str, Tensor], held: dict[str, Tensor], data: clip_data.Tokens) -> dict[str, float]:
-    """Share of drawn texts that name the way in which the arm goes in the frames that were drawn with them."""
-    train = _streams(data.train, data.train_clips)
-    ways = np.array([clip.split()[1] for clip in _pushed(data.train_clips)])
-    judge = judges.of_classes(torch.cat([train["now"], train["later"]], dim=1), ways)
-    seen = judge(torch.cat([held["now"], drawn["later"]], dim=1))
-    agree = lambda texts: float(np.mean([_goes(text, way) for text, way in zip(texts, seen, strict=True)]))  # noqa: E731
-    texts = _texts(drawn)
-    return {"told": agree(texts), "told, of another draw": agree(texts[1:] + texts[:1]), "judge of ways": judge.score}
-
-
-def _goes(text: str, way: str) -> bool:
-    """Whether an instruction can be read and one of its goals lies that way."""
-    try:
-        return way in [goal.direction for goal in grammar.parse_instruction(text)]
-    except grammar.GrammarError:
-        return False
-
-
-def _together(drawn: dict[str, Tensor], data: clip_data.Tokens) -> dict[str, float]:
-    """Distance of the tip in drawn last frames from where drawn actions lead, over that of pairs of different draws."""
-    judge, size = data.places, SEEN.frame_tokens
-    seen = judge(drawn["later"][:, -size:])
-    led = data.clips.tip[:, 0] + drawn["action"].sum(dim=1).numpy() * clip_data.ACTION_SCALE
-    moved = seen - data.clips.tip[:, 0]  # clips begin in different places: compare ways, not places
-    way = led - data.clips.tip[:, 0]
-    apart = np.linalg.norm(moved - way, axis=1).mean()
-    shuffled = np.linalg.norm(moved - np.roll(way, 1, axis=0), axis=1).mean()
-    return {"together": float(apart / shuffled), "judge of places": judge.score}

@@ -46,7 +46,7 @@ class Optimiser:
             {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
             {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
         ]
-        self.parts: dict[str, torch.optim.Optimizer] = {"adamw": torch.optim.AdamW(groups, lr=config.rate, betas=config.betas)}
+        self.parts: dict[str, torch.optim.Optimizer] = {"adamw": torch.optim.AdamW(groups, config.rate, config.betas, fused=True)}
         if inner:
             matrices, decay = [named[name] for name in sorted(inner)], config.weight_decay
             self.parts["muon"] = Muon(matrices, config.rate, decay)
