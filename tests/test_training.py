@@ -339,6 +339,13 @@ def test_the_split_is_seeded_by_episode_and_statistics_see_training_episodes_onl
     assert card["split"] == {"training": own.training, "held_out": own.held_out} and card["statistics"] == json.loads(json.dumps(told))
 
 
+@pytest.mark.parametrize(("has", "precision", "told"), [(False, "bfloat16", 1), (False, "float32", 0), (True, "bfloat16", 0)])
+def test_bfloat16_on_a_processor_without_it_is_told(folder, tmp_path, monkeypatch, capsys, has, precision, told):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has})
+    training.train(run_of(tmp_path, data=str(folder / "arm.zarr"), train={"precision": precision, "steps": 1}))
+    assert capsys.readouterr().out.count("no instructions for bfloat16; train.precision=auto") == told
+
+
 @pytest.mark.parametrize("kind", ["min-max", "quantile"])
 def test_the_normaliser_is_a_setting_and_travels_with_the_checkpoint(folder, tmp_path, kind):
     normalise = {**SMALL["model"], "normalise": {"action": kind}}
