@@ -15,54 +15,38 @@ def env():
     return PushT(observation="state")
 
 
-def run(env, seed, **how):
-    """One episode; returns the executed actions (T, 2) and the last info."""
+def run(env, seed, draws=None, **how):
+    """One episode; returns executed and intended actions (T, 2) and the last info. `draws`: the planner's own seed."""
     expert = PushTExpert(samples=96, **how)
     env.reset(seed=seed)
-    expert.start(env, np.random.default_rng(seed))
-    actions, done = [], False
-    while not done:
-        action, _ = expert.act(env)
-        _, _, terminated, truncated, info = env.step(action)
-        actions.append(action)
-        done = terminated or truncated
-    return np.array(actions), info
-
-
-@pytest.mark.parametrize("strategy", PushTExpert.strategies)
-def test_the_planner_covers_the_goal(env, strategy):
-    for seed in (0, 1):
-        actions, info = run(env, seed, strategy=strategy)
-        assert info["success"] and info["coverage"] >= 0.9, f"seed {seed}: {info} after {len(actions)} ticks"
-
-
-def test_the_planner_copes_with_noise_that_only_the_executed_action_carries(env):
-    expert = PushTExpert(noise=0.2, samples=96, strategy="turn_first")
-    env.reset(seed=2)
-    expert.start(env, np.random.default_rng(0))
+    expert.start(env, np.random.default_rng(seed if draws is None else draws))
     pairs, done = [], False
     while not done:
         pairs.append(expert.act(env))
         _, _, terminated, truncated, info = env.step(pairs[-1][0])
         done = terminated or truncated
-    executed, intended = (np.array(side) for side in zip(*pairs, strict=True))
+    return *(np.array(side) for side in zip(*pairs, strict=True)), info
+
+
+@pytest.mark.parametrize("strategy", PushTExpert.strategies)
+def test_the_planner_covers_the_goal(env, strategy):
+    for seed in (0, 1):
+        actions, _, info = run(env, seed, strategy=strategy)
+        assert info["success"] and info["coverage"] >= 0.9, f"seed {seed}: {info} after {len(actions)} ticks"
+
+
+def test_the_planner_copes_with_noise_that_only_the_executed_action_carries(env):
+    executed, intended, info = run(env, 2, draws=0, noise=0.2, strategy="turn_first")
     assert info["success"] and 0.01 < (executed - intended).std() < 0.03
     assert np.abs(intended).max() <= REACH_M / HALF_WIDTH_M + 1e-6
 
 
 def test_pushes_move_the_executed_action_alone_and_the_planner_recovers(env):
-    expert = PushTExpert(pushed_m=0.02, samples=96, strategy="turn_first")
-    env.reset(seed=2)
-    expert.start(env, np.random.default_rng(0))
-    apart, done = [], False
-    while not done:
-        executed, intended = expert.act(env)
-        apart.append(np.hypot(*(executed - intended)) * HALF_WIDTH_M)
-        _, _, terminated, truncated, info = env.step(executed)
-        done = terminated or truncated
-    pushed = np.array(apart) > 1e-6
+    executed, intended, info = run(env, 2, draws=0, pushed_m=0.02, strategy="turn_first")
+    apart_m = np.hypot(*(executed - intended).T) * HALF_WIDTH_M
+    pushed = apart_m > 1e-6
     assert info["success"] and 0 < pushed.mean() < 0.4
-    assert np.median(np.array(apart)[pushed]) == pytest.approx(0.02, abs=1e-5)
+    assert np.median(apart_m[pushed]) == pytest.approx(0.02, abs=1e-5)
 
 
 def test_the_same_seeds_give_the_same_plan_in_a_fresh_world(env):
