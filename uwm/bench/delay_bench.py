@@ -29,9 +29,8 @@ from uwm.bench.seams import seams, smoothness
 from uwm.core.patterns import Pattern
 from uwm.learn.loop import TrainConfig
 from uwm.learn.objective import ObjectiveConfig
-from uwm.nn.autoencoder import AutoencoderConfig
 from uwm.nn.backbone import BackboneConfig
-from uwm.nn.robot_model import ModelConfig, RobotModel
+from uwm.nn.robot_model import RobotModel
 from uwm.robot.chunking import KINDS, ChunkingConfig, Planner
 from uwm.robot.clock import VirtualClock
 from uwm.robot.controller import Controller, Tick
@@ -281,6 +280,4 @@ def judged(case: Case, found: dict, enough: bool) -> list[Gate]:
 
 def random_model() -> RobotModel:
     """A small model for the toy world."""
-    backbone = BackboneConfig(width=16, depth=2, heads=2, registers=2, waist=8)
-    sizes = {"proprio_size": 2, "action_size": 2, "horizon": 16, "video_frames": (), "grid": 2}
-    return base.random_model(ModelConfig(("agentview",), **sizes, backbone=backbone, autoencoder=AutoencoderConfig(32, 8, 2)))
+    return base.random_model(("agentview",), 32, horizon=16, video_frames=())

@@ -32,11 +32,9 @@ from uwm.bench.runner import Result
 from uwm.core.patterns import Pattern
 from uwm.learn.loop import TrainConfig
 from uwm.learn.objective import ObjectiveConfig
-from uwm.nn.autoencoder import AutoencoderConfig
 from uwm.nn.backbone import BackboneConfig
 from uwm.nn.codecs import frames_to_unit
 from uwm.nn.model import UnifiedModel
-from uwm.nn.robot_model import ModelConfig
 from uwm.robot.evaluate import wilson
 from uwm.robot.goals import GoalPolicy
 from uwm.robot.history import observe
@@ -207,6 +205,4 @@ def _near(off: dict[str, float]) -> bool:
 def _model(world: World, path: Path | None) -> UnifiedModel:
     if path is not None:
         return load_model(path)[0]
-    sizes = {"proprio_size": 2, "action_size": 2, "horizon": AHEAD, "video_frames": FRAMES, "grid": 2}
-    backbone = BackboneConfig(16, 2, 2, registers=2, waist=8)
-    return base.random_model(ModelConfig(world.cameras, **sizes, backbone=backbone, autoencoder=AutoencoderConfig(64, 8, 2)))
+    return base.random_model(world.cameras, 64, horizon=AHEAD, video_frames=FRAMES)

@@ -30,9 +30,7 @@ from uwm.bench.runner import Result
 from uwm.core.patterns import Pattern
 from uwm.learn.loop import TrainConfig
 from uwm.learn.objective import ObjectiveConfig
-from uwm.nn.autoencoder import AutoencoderConfig
 from uwm.nn.backbone import BackboneConfig
-from uwm.nn.robot_model import ModelConfig
 from uwm.robot import evaluate as evaluation
 from uwm.robot.evaluate import wilson
 from uwm.robot.history import observe
@@ -208,10 +206,8 @@ def _drawn(anywhere: Callable[[], np.ndarray], fits: Callable[[np.ndarray], bool
 def _policy(case: Case, config: PolicyConfig) -> Policy:
     if case.checkpoint:
         return Policy(load_model(case.checkpoint)[0], config)
-    sizes = {"proprio_size": 2, "action_size": 2, "horizon": case.chunk * case.chunks, "video_frames": case.frames, "grid": 2, "patch": 4}
-    backbone = BackboneConfig(16, 2, 2, registers=2, waist=8)
-    model = ModelConfig(case.world.cameras, **sizes, backbone=backbone, autoencoder=AutoencoderConfig(64, 8, 2))
-    return Policy(base.random_model(model), config)
+    model = base.random_model(case.world.cameras, 64, horizon=case.chunk * case.chunks, video_frames=case.frames, patch=4)
+    return Policy(model, config)
 
 
 def judged(name: str, found: dict, enough: bool) -> list[Gate]:
