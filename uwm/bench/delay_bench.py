@@ -118,7 +118,7 @@ def cells(delays) -> list[Cell]:
 
 
 def pusht() -> Case:
-    """Push-T from states: 2000 episodes of the planner and a policy, made the first time, in an hour and a half on a core.
+    """Push-T from states: 2000 episodes of the planner and a policy, made the first time, in two hours on a core.
 
     20 frames: 8 committed and a buffer of 3 x 4. In every episode the planner is pushed aside now and then: what is under way must
     not always be what one would wish for, or a policy takes it for advice.
