@@ -16,7 +16,7 @@ from uwm.bench import (
     streaming_video_bench,
     unidiffuser_bench,
     unidiffuser_robot_bench,
-)  # fmt: skip
+)
 from uwm.bench.gates import FAILS, HOLDS, NOT_REPRODUCED
 from uwm.media import judges
 from uwm_envs.clips import grammar

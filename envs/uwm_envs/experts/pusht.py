@@ -64,14 +64,13 @@ class PushTExpert:
         chosen = rng.choice(self.strategies) if self.strategy == "random" else self.strategy
         self.chosen, self._rng = str(chosen), rng
         self._push, self._pushing, self._ticks = None, False, 0
-        self._offset = Pushes(self.pushed_m / HALF_WIDTH_M, 2, rng, PUSH_CHANCE) if self.pushed_m else None
+        self._offset = Pushes(self.pushed_m / HALF_WIDTH_M, 2, rng, PUSH_CHANCE) if self.pushed_m else lambda: 0.0
 
     def act(self, env) -> tuple[np.ndarray, np.ndarray]:
         """Return (executed, intended), both float32 (2,)."""
         target = self._target(env.unwrapped.privileged())
         intended = np.clip(target, -REACH_M, REACH_M) / HALF_WIDTH_M
-        executed = intended + self.noise * NOISE_UNIT * self._rng.standard_normal(2)
-        executed = np.clip(executed if self._offset is None else executed + self._offset(), -1, 1)
+        executed = np.clip(intended + self.noise * NOISE_UNIT * self._rng.standard_normal(2) + self._offset(), -1, 1)
         return executed.astype(np.float32), intended.astype(np.float32)
 
     def _target(self, scene):
