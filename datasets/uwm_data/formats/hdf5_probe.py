@@ -18,9 +18,10 @@ import sys
 
 DEEPEST = 24  # groups below each other
 MOST_OBJECTS = 1_000_000
-MOST_TOLD = 16  # bytes told for each byte of the file: more come only from one group that stands in many places
+MOST_TOLD = 16  # bytes told, or of text, for each byte of the file: more come only from one thing that stands in many places
 MOST_CHUNK_BYTES = 256 << 20
 HEAP_ENTRY_BYTES = 16  # what a dataset stores for a text that lies on the heap
+TEXTS_AT_ONCE = 1000
 NUMBERS = "biuf"
 
 
@@ -125,8 +126,18 @@ class Walk:
         free_text = kind.kind == "O"
         stored = self.layout(identity, space.shape, HEAP_ENTRY_BYTES if free_text else kind.itemsize)
         if free_text and "refused" not in stored:
-            self.h5py.Dataset(identity)[()]  # it is on the file's heap, where many entries may name one long text
+            dataset = self.h5py.Dataset(identity)
+            self.texts(dataset) if dataset.shape else dataset[()]
         return {"shape": space.shape, "dtype": "text" if free_text else kind.str, **stored}
+
+    def texts(self, dataset):
+        """Read all texts once, a few at a time. They lie on the file's heap, where many entries may name one long text: ValueError."""
+        most = MOST_TOLD * self.file_bytes
+        for start in range(0, dataset.shape[0], TEXTS_AT_ONCE):
+            self.wind_up()
+            most -= sum(map(len, dataset[start : start + TEXTS_AT_ONCE].flat))
+            if most < 0:
+                raise ValueError("more text than a sound file of its size holds")
 
     def layout(self, identity, shape, item_bytes):
         """Whether what a dataset declares is really stored."""
