@@ -118,7 +118,7 @@ class OwnNetwork(policies.ServerConfig):
 
 def serve(host, port):
     """The server's process: plans of the arm's own steady policy, whatever it was asked before."""
-    told = {"checkpoint": "steady", "policy": to_mapping(trouble.CARD.config), "horizon": trouble.CARD.horizon}
+    told = {"checkpoint": "steady", "policy": to_mapping(trouble.CARD.config), "room": trouble.CARD.room}
     served = Served(policies.Counting(), Schema(("front",), 6, 3, 3, 2), told, planner=trouble.steady)
     return policies.PolicyServer(served, OwnNetwork(host, int(port))).run(lambda: print("ready", flush=True))
 

@@ -35,7 +35,7 @@ SPEC = RobotSpec(
         "proprio": SensorSpec((3,), "float32", 20.0, stale_after_s=STALE_S),
     },
 )
-CARD = PolicyCard(PolicyConfig("chunked", rows=2, chunk=2, chunks=PLANNED // 2), PLANNED, ("front",))
+CARD = PolicyCard(PolicyConfig("chunked", rows=2, chunk=2, chunks=PLANNED // 2), 0, ("front",))
 NAIVE = ChunkingConfig("naive")
 
 

@@ -20,7 +20,7 @@ FUTURE = LAYOUT.mask("action") & (LAYOUT.frame >= 0)
 PAST = LAYOUT.frame < 0
 VIDEO = LAYOUT.mask("top", "wrist")
 DRAWN = ("constant", "independent", "ladder", "linear", "fopp")
-EVEN = sorted(set(RULES) - {"first_clean", "goal", "goal_only", "film", "steady", "along"})  # the same role for all frames
+EVEN = sorted(set(RULES) - {"first_clean", "goal", "goal_only", "film", "steady", "along", "outcome"})  # the same role for all frames
 
 
 def seeded(seed=0):
@@ -70,6 +70,20 @@ def test_frames_go_along_with_the_actions_that_lead_to_them():
     late = Layout((LAYOUT["action"], Stream("top", "video", (16,), 3)))
     with pytest.raises(ValueError, match="no action leads"):
         draw(Pattern(action="ladder", video="along"), late, 2, seeded())
+
+
+def test_an_outcome_is_of_given_actions_from_noise_and_absent_where_none_leads():
+    layout = Layout((LAYOUT["action"], Stream("state", "state", (1, 2, 3, 4), 3)))
+    future, state = layout.mask("action") & (layout.frame >= 0), layout.mask("state")
+    drawn = draw(Pattern(action="film", state="outcome"), layout, 400, seeded())
+    given = (drawn.role[:, future] == roles.GIVEN).sum(dim=1)
+    assert set(given.tolist()) == set(range(1, 9)), "any number of actions leads there"
+    assert torch.equal((drawn.role[:, state] == roles.ACTIVE).sum(dim=1), given.clamp(max=4))
+    assert bool((drawn.level[:, state] == 1).all()) and bool((drawn.level[:, future][drawn.role[:, future] == roles.GIVEN] == 0).all())
+    alone = draw(Pattern(action="absent", state="outcome"), layout, 4, seeded())
+    assert bool((alone.role[:, state] == roles.ABSENT).all())
+    with pytest.raises(ValueError, match="not for actions"):
+        Pattern(action="outcome")
 
 
 def test_a_clean_first_frame_is_given_and_the_others_have_one_level():

@@ -109,7 +109,8 @@ def test_tokens_take_the_level_of_their_unit():
 
 @pytest.mark.parametrize("name", plans.MODES)
 def test_a_mode_treats_each_modality_as_its_table_says(name):
-    plan = plans.mode(LAYOUT, name, 4)
+    layout = Layout((*LAYOUT.streams, Stream("state", "state", (1, 2), 3)))
+    plan = plans.mode(layout, name, 4)
     assert plan.calls == 4
     falling = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
     wanted = {
@@ -119,11 +120,11 @@ def test_a_mode_treats_each_modality_as_its_table_says(name):
         "absent": (roles.ABSENT, torch.ones(5)),
     }
     for kind, treatment in plans.MODES[name].items():
-        where = LAYOUT.mask(*LAYOUT.of_kind(kind)) & (LAYOUT.frame >= 0)
+        where = layout.mask(*layout.of_kind(kind)) & (layout.frame >= 0)
         role, level = wanted[treatment]
         assert set(plan.role[where].tolist()) == {role}
         assert torch.equal(plan.level[:, where], level[:, None].expand(-1, int(where.sum())))
-    past = LAYOUT.frame < 0
+    past = layout.frame < 0
     absent = plans.MODES[name]["action"] == "absent"
     assert set(plan.role[past].tolist()) == {roles.ABSENT if absent else roles.GIVEN}
     assert absent or not bool(plan.level[:, past].any())

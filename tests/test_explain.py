@@ -99,7 +99,8 @@ def test_a_model_without_cameras_has_only_the_policy_to_show():
 
 def test_a_bent_ladder_is_told_as_a_ladder():
     objective = ObjectiveConfig(patterns=(Pattern(action="ladder(2)", video="absent", chunk=3),))
-    assert "ladder(2)" in explain._mixture(objective) and "chunks of 3" in explain._mixture(objective)
+    told = explain._mixture(objective, ("action", "state"))
+    assert "ladder(2)" in told and "chunks of 3" in told and told.split("\n")[0].split() == ["share", "action", "video", "state", "details"]
 
 
 def test_a_policy_with_frames_shows_them_in_its_buffer_and_in_its_calls():

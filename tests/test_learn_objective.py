@@ -57,6 +57,23 @@ def test_actions_to_imitate_are_the_intended_ones_and_dynamics_use_the_executed_
     assert _loss(net, batch, dynamics)[0] == _loss(net, other, dynamics)[0]
 
 
+def test_what_is_foreseen_is_of_executed_actions_and_costs_nothing_where_it_is_absent():
+    net = tiny.feeling()
+    batch = tiny.batch(net)
+    acts = net.layout.select(["action"])
+    other = replace(batch, intended=torch.zeros(4, acts.tokens, acts.size))
+    policy, outcome = Pattern(1.0, "constant", state="absent"), Pattern(1.0, "film", state="outcome")
+    assert _loss(net, batch, (policy,))[0] != _loss(net, other, (policy,))[0]
+    assert _loss(net, batch, (outcome,))[0] == _loss(net, other, (outcome,))[0]
+    assert set(_loss(net, batch, (policy,))[1]) == {"action"} and set(_loss(net, batch, (outcome,))[1]) == {"action", "state"}
+    both = (replace(policy, weight=0.5), replace(outcome, weight=0.5))
+    dropped, _ = _loss(net, batch, both, draws=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(objective, "_groups", lambda layout, role: [(layout, torch.arange(len(role)))])
+        kept, _ = _loss(net, batch, both, draws=8)
+    torch.testing.assert_close(dropped, kept, rtol=1e-5, atol=1e-6)
+
+
 def test_a_batch_without_any_action_gives_a_finite_loss():
     net = tiny.model()
     total, figures = _loss(net, tiny.batch(net), (Pattern(1.0, "absent", "constant"),))

@@ -89,7 +89,7 @@ def counting(kind="committed", delay=0, chunk=2, chunks=3, horizon=16, delay_s=N
     """A controller of analytic parts and everything to look at: (controller, robot, planner, listener)."""
     clock = VirtualClock()
     policy_kind = "streaming" if kind == "committed" else "chunked"
-    card = PolicyCard(PolicyConfig(kind=policy_kind, chunk=chunk, chunks=chunks, rows=6), horizon, ())
+    card = PolicyCard(PolicyConfig(kind=policy_kind, chunk=chunk, chunks=chunks, rows=6), horizon - chunk * chunks, ())
     robot, planner, watching = Numbered(clock, mode), Counting(card, kind), Watching()
     worker = VirtualWorker(planner, clock, delay_s or (lambda index, generator: delay * PERIOD_S))
     controller = Controller(robot, card, clock, worker, ChunkingConfig(kind, **{"eased": False, **config}), [watching], safety)

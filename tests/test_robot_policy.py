@@ -13,6 +13,7 @@ from uwm.core import roles
 from uwm.robot import chunking
 from uwm.robot import evaluate as evaluation
 from uwm.robot.history import History, observe
+from uwm.robot.inference import Job
 from uwm.robot.policy import Policy, PolicyConfig
 from uwm.sample.denoise import reordered
 from uwm.sample.roll import Buffer
@@ -227,3 +228,68 @@ def test_a_memory_of_another_plan_or_another_batch_is_refused():
         policy.recall(memory, torch.zeros(1, 2, 3))
     with pytest.raises(ValueError, match="executed actions must be"):
         policy.recall(memory, torch.zeros(2, 1, 2))
+
+
+class Summing(tiny.UnifiedModel):
+    """Dynamics that are known: the state changes by the sum of the actions so far, in the first two of its three numbers."""
+
+    def forward(self, x, level, role, layout, prefix, dims=None):
+        action, there = layout.mask("action"), layout.frame >= 0
+        moved = torch.where((action & there)[None, :, None] & roles.seen(role)[..., None], x, 0.0)
+        before = layout.frame[None, :] < layout.frame[:, None]
+        change = torch.einsum("nm,bms->bns", before.to(x), moved)
+        return torch.where(layout.mask("state")[None, :, None], change, x)
+
+
+def foreseeing(**sizes):
+    """A policy of known dynamics that predicts clean tokens, and its config."""
+    net = tiny.feeling(prediction="clean", **sizes)
+    net.__class__ = Summing
+    net.normalise_proprio.scale.copy_(torch.tensor([2.0, 3.0, 1.0]))
+    net.normalise_action.scale.fill_(0.5)
+    return Policy(net, replace(CONFIG, chunks=2, foresee=True))
+
+
+def test_what_is_foreseen_is_where_the_committed_actions_lead():
+    policy = foreseeing()
+    memory = policy.recall(policy.start([0, 1]), torch.ones(2, 2, 2))
+    now, under_way = tiny.observation(2, 0, policy.model.config), torch.tensor([[0.1, 0.2], [0.3, -0.4], [0.5, 0.0]]).expand(2, -1, -1)
+    after, felt = policy.foreseen(memory, now, under_way)
+    wanted = now.proprio + torch.tensor([0.9 / 0.5 * 2.0, -0.2 / 0.5 * 3.0, 0.0])
+    torch.testing.assert_close(felt.proprio, wanted)
+    assert policy.calls == 1 and torch.equal(after.past, memory.past), "the past is the robot's until the actions are executed"
+    single = policy.recall(policy.start([1]), torch.ones(1, 2, 2))
+    single, _ = policy.foreseen(single, tiny.observation(1, 0, policy.model.config), under_way[:1])
+    assert torch.equal(single.randomness.count, after.randomness.count[1:])
+    with pytest.raises(ValueError, match=r"\[1, 2, 3, 4\] ticks ahead, not behind 5 actions"):
+        policy.foreseen(memory, now, torch.zeros(2, 5, 2))
+
+
+def test_a_plan_behind_committed_actions_is_the_plan_from_what_is_foreseen():
+    policy = Policy(tiny.feeling(), replace(CONFIG, chunks=2, foresee=True))
+    now, under_way = tiny.observation(1, 0, policy.model.config), torch.full((1, 3, 2), 0.3)
+    memory = policy.recall(policy.start([4]), torch.ones(1, 2, 2))
+    _, planned = policy.plan(memory, now, under_way)
+    memory, felt = policy.foreseen(memory, now, under_way)
+    assert not torch.equal(felt.proprio, now.proprio)
+    _, same = policy.plan(policy.recall(memory, under_way), felt, under_way[:, :0])
+    assert torch.equal(planned, same)
+
+
+def test_a_planner_that_foresees_goes_on_with_its_buffer():
+    policy = Policy(tiny.feeling(), replace(CONFIG, chunks=2, foresee=True))
+    planner, calls, memory = chunking.Planner(policy, chunking.ChunkingConfig()), [], None
+    for index in range(3):
+        queue = np.full((2 if index else 0, 2), 0.1, np.float32)
+        answer = planner(Job(index, 2 * index, {"proprio": np.zeros(3, np.float32)}, queue, np.zeros((2, 2), np.float32), memory=memory))
+        calls, memory = [*calls, answer.calls], answer.memory
+    assert calls == [8 + 4, 4 + 1, 4 + 1], "a call to foresee, and no buffer filled anew"
+    assert policy.room == 4 and Policy(policy.model, replace(policy.config, foresee=False)).room == 8 - 4
+
+
+def test_a_policy_that_cannot_foresee_says_so():
+    with pytest.raises(ValueError, match="foresee belongs to a streaming policy"):
+        replace(CONFIG, kind="chunked", foresee=True)
+    for blind in (tiny.model(), tiny.model(cameras=(), video_frames=()), tiny.model(state_frames=(1, 2))):
+        with pytest.raises(ValueError, match=r"without cameras that was trained with model\.state_frames"):
+            Policy(blind, replace(CONFIG, foresee=True))

@@ -327,6 +327,39 @@ def test_episodes_that_lack_their_actions_teach_video_only(tmp_path):
     assert data.statistics["data"]["action"]["count"] == sum(own.store.length(i, "action") for i in own.training)
 
 
+def test_what_will_be_felt_is_its_change_since_now_and_ends_with_the_episode(tmp_path):
+    store_of(tmp_path / "arm.zarr", state=3, episodes=3, cameras=())
+    shape = {"video_frames": [], "state_frames": [1, 4]}
+    data, model, windows = prepared(run_of(tmp_path, data=str(tmp_path / "arm.zarr"), validation=0.0, model=SMALL["model"] | shape))
+    batch, span = windows.batch(np.arange(len(windows))), model.layout.span("state")
+    place, tick = windows.windows.locate(np.arange(len(windows)))
+    for index in range(len(windows)):
+        states = data.datasets[0].store.read(int(windows.windows.episodes[place[index]]), "proprio")
+        for token, ahead in enumerate((1, 4)):
+            there = tick[index] + ahead < len(states)
+            assert bool(batch.valid[index, span][token]) == there
+            felt = model.to_proprio(batch.observation.proprio[index, None], batch.clean[index, span][None, :, :3])[0, token]
+            wanted = states[min(tick[index] + ahead, len(states) - 1)]
+            torch.testing.assert_close(felt, torch.from_numpy(wanted), rtol=1e-5, atol=1e-5)
+    foresee = (Pattern(action="film", state="outcome"),)
+    total, figures = loss(model, batch, ObjectiveConfig(2, patterns=foresee), generator_at(0, 0))
+    assert torch.isfinite(total) and figures["state"] > 0
+
+
+def test_members_that_feel_nothing_teach_no_state(tmp_path):
+    for name, state in (("arm", 2), ("film", 0)):
+        store_of(tmp_path / f"{name}.zarr", state=state)
+    both = [{"name": name, "data": str(tmp_path / f"{name}.zarr")} for name in ("arm", "film")]
+    run = run_of(tmp_path, mixture={"members": both}, model=SMALL["model"] | {"state_frames": [1, 2]})
+    _, model, windows = prepared(run)
+    batch = windows.batch(windows.mixture.draw(0, 12))
+    feels = batch.valid[:, model.layout.span("state")].any(dim=1)
+    assert set(feels.tolist()) == {True, False} and torch.equal(batch.has["state"], feels | batch.has["state"])
+    assert not batch.has["state"][~feels].any()
+    total, _ = loss(model, batch, ObjectiveConfig(1, patterns=(Pattern(), Pattern(action="film", state="outcome"))), generator_at(0, 0))
+    assert torch.isfinite(total)
+
+
 def test_the_split_is_seeded_by_episode_and_statistics_see_training_episodes_only(folder, tmp_path):
     run = run_of(tmp_path, data=str(folder / "arm.zarr"))
     data = TrainingData(run)

@@ -19,11 +19,12 @@ PATTERNS = (
 )
 
 
-def model(seed: int = 0, action_size: int = 2, proprio_size: int = 2, image_size: int = 32) -> UnifiedModel:
+def model(seed: int = 0, action_size: int = 2, proprio_size: int = 2, image_size: int = 32, **sizes) -> UnifiedModel:
     """Random weights everywhere, the heads included, so that nothing is trivially zero."""
     torch.manual_seed(seed)
+    sizes = {"cameras": CAMERAS, "video_frames": (4, 8), **sizes}
     config = ModelConfig(
-        CAMERAS, proprio_size, action_size, past=2, horizon=8, video_frames=(4, 8), grid=2,
+        proprio_size=proprio_size, action_size=action_size, past=2, horizon=8, grid=2, **sizes,
         backbone=BackboneConfig(width=16, depth=2, heads=2, registers=2, waist=8),
         autoencoder=AutoencoderConfig(image_size, 8, 2),
     )  # fmt: skip
@@ -32,6 +33,11 @@ def model(seed: int = 0, action_size: int = 2, proprio_size: int = 2, image_size
         for parameter in built.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))
     return built.eval()
+
+
+def feeling(**sizes) -> UnifiedModel:
+    """A model without cameras that foresees its three numbers of proprioception up to four ticks ahead."""
+    return model(proprio_size=3, cameras=(), video_frames=(), state_frames=(1, 2, 3, 4), **sizes)
 
 
 def stream_model(*streams, registers: int = 0, width: int = 32, spread: float = 0.1) -> StreamModel:

@@ -40,7 +40,7 @@ def explain(model_config: ModelConfig, objective: ObjectiveConfig, policy: Polic
         ("Parameters", _parameters(model)),
         ("FLOPs (a multiply and an add are 2), batch of 1", _flops(model, policy)),
         ("Calls", _calls(policy)),
-        ("Mixture of patterns in training", _mixture(objective)),
+        ("Mixture of patterns in training", _mixture(objective, model.layout.kinds)),
         ("Resolved config", _resolved(model_config, objective, policy)),
     ]
     return "\n\n".join(f"{title}\n{'-' * len(title)}\n{body}" for title, body in parts)
@@ -94,7 +94,7 @@ def _layout(layout: Layout) -> str:
 
 def _plans(layout: Layout, policy: PolicyConfig) -> str:
     note = f"(drawn with {PICTURE_ROWS} rows; the policy runs {policy.rows}. Dark is noise, a dot is given, blank is deleted)"
-    usable = MODES if layout.of_kind("video") else ("policy",)
+    usable = MODES if len(layout.kinds) > 1 else ("policy",)
     return "\n\n".join([note, *[f"{name}\n{plans.picture(plans.mode(layout, name, PICTURE_ROWS), layout)}" for name in usable]])
 
 
@@ -196,14 +196,15 @@ def _calls(policy: PolicyConfig) -> str:
     return _columns(rows)
 
 
-def _mixture(objective: ObjectiveConfig) -> str:
+def _mixture(objective: ObjectiveConfig, kinds: tuple[str, ...]) -> str:
     total = sum(pattern.weight for pattern in objective.patterns)
-    rows = [("share", "action", "video", "details")]
+    kinds = tuple(dict.fromkeys(("action", "video", *kinds)))
+    rows = [("share", *kinds, "details")]
     for p in objective.patterns:
         ladder = f"chunks of {p.chunk}" if "ladder" in (parsed(p.action)[0], parsed(p.video)[0]) else ""
         prefix = f"clean prefix of 0 to {p.committed}" if p.committed else ""
         details = ", ".join(filter(None, (ladder, prefix)))
-        rows.append((f"{100 * p.weight / total:.1f} %", p.action, p.video, details))
+        rows.append((f"{100 * p.weight / total:.1f} %", *(getattr(p, kind) for kind in kinds), details))
     return _columns(rows, (0,)) + f"\n{objective.draws} noise draws share one observation"
 
 

@@ -52,6 +52,7 @@ class SizeConfig:
     past: int = 2
     horizon: int = 18
     video_frames: tuple[int, ...] = (8, 16)
+    state_frames: tuple[int, ...] = ()
     grid: int = 4
     patch: int = 2
     merge: int = 1

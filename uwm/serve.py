@@ -78,7 +78,7 @@ def load(run: ServeRun) -> Served:
         config.cameras, config.autoencoder.image_size, sizes[1], sizes[0], run.policy.chunk, _names(run, config.cameras),
         None if low is None or high is None else tuple(low), None if low is None or high is None else tuple(high),
     )  # fmt: skip
-    told = {**about(run, card), "policy": to_mapping(run.policy), "chunking": to_mapping(run.chunking), "horizon": policy.horizon}
+    told = {**about(run, card), "policy": to_mapping(run.policy), "chunking": to_mapping(run.chunking), "room": policy.room}
     example = {name: value.numpy() for name, value in policy.start([0]).tensors().items()}
     return Served(policy, schema, told, levels(run.policy), Planner(policy, run.chunking), example)
 

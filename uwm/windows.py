@@ -45,6 +45,7 @@ class ModelWindows:
         ticks = range(-model.config.past, model.config.horizon)
         self.rates = rates_of(data, ticks, config.rate_hz)
         offsets = dict.fromkeys((*data.cameras.values(), *data.proprio), (0,))
+        offsets |= {name: (0, *self._ahead(name, model.config.state_frames)) for name in data.proprio}
         if data.action:
             offsets |= dict.fromkeys((data.action, data.intended), self.rates.offsets if self.rates else ticks)
         self.windows = uwm_data.Windows(data.store, offsets, episodes, data.anchor, config.cache_bytes)
@@ -71,6 +72,9 @@ class ModelWindows:
         tokens, valid = {"action": action}, [there]
         for camera in model.config.cameras if model.config.video_frames else ():
             tokens[camera], there = self._video(camera, indices, read.tick)
+            valid.append(there)
+        if model.config.state_frames:
+            tokens["state"], there = self._will_feel(read)
             valid.append(there)
         return Batch(
             Observation(images, proprio, present | felt, normalised=bool(self.member)),
@@ -112,7 +116,7 @@ class ModelWindows:
             wide = self.model.config.proprio_size if self.member else normaliser.size
             return torch.zeros(count, wide), {"proprio": torch.zeros(count, dtype=torch.bool)}
         parts = [as_tensor(read.values[name][:, 0]) for name in self.data.proprio]
-        there = [torch.from_numpy(read.valid[name]) for name in self.data.proprio]
+        there = [torch.from_numpy(read.valid[name][:, :1]) for name in self.data.proprio]
         known = torch.cat([one.expand(-1, part.shape[1]) for one, part in zip(there, parts, strict=True)], dim=1)
         proprio = torch.where(known, torch.cat(parts, dim=1), normaliser.mean)
         if self.member:
@@ -146,6 +150,21 @@ class ModelWindows:
             return torch.zeros(len(tick), stream.tokens, stream.size), torch.zeros(len(tick), stream.tokens, dtype=torch.bool)
         place = self.windows.locate(np.asarray(indices))[0]
         return self.latents(camera, torch.from_numpy(place), torch.from_numpy(self._frames_at(camera, tick)))
+
+    def _will_feel(self, read) -> tuple[Tensor, Tensor]:
+        """Tokens of future proprioception, its change since now in the normaliser's spreads, and which are there: with all parts."""
+        stream, names = self.model.layout["state"], self.data.proprio
+        if not names:
+            return torch.zeros(len(read.tick), stream.tokens, stream.size), torch.zeros(len(read.tick), stream.tokens, dtype=torch.bool)
+        felt = torch.cat([as_tensor(read.values[name]) for name in names], dim=2)
+        there = torch.from_numpy(np.all([read.valid[name] for name in names], axis=0))
+        change = (felt[:, 1:] - felt[:, :1]) / self._normalisers[1].scale
+        return pad(change, (0, stream.size - change.shape[2])), there[:, 1:] & there[:, :1]
+
+    def _ahead(self, name: str, ticks: Sequence[int]) -> np.ndarray:
+        """Ticks of the model as frames of a stream."""
+        own = self.data.store.streams[name].rate_hz
+        return np.floor(np.array(ticks) * (own / self.config.rate_hz) + _RATE_SLACK).astype(np.int64)
 
     def _frames_at(self, camera: str, tick: np.ndarray) -> np.ndarray:
         """Frame numbers of the model's future frames, (B, T): the newest ones at their times."""
@@ -208,6 +227,8 @@ class ModelWindows:
         has = {} if bool(acts.all()) else {"action": acts}
         if self.model.layout.of_kind("video") and not self.data.cameras:
             has["video"] = torch.zeros(len(acts), dtype=torch.bool)
+        if self.model.config.state_frames and not self.data.proprio:
+            has["state"] = torch.zeros(len(acts), dtype=torch.bool)
         return has
 
 

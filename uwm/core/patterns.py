@@ -11,6 +11,7 @@ constant / given  ..   #### #### #### ####        ........ ........    inverse d
 absent / constant      (not there)                ######## ########    video prediction, data without actions
 ladder / along    ..   ---- ==== #### @@@@        -------- ########    actions and the frames that they lead to, in one buffer
 absent / goal          (not there)                ######## ........    the way to a goal image: what is behind it is not there
+film / outcome    ..   .... ....                  @@@@@@@@             forward dynamics in one call, behind any number of actions
 ```
 
 Levels are continuous; the papers' tables of N entries are the special case of N equal steps.
@@ -106,6 +107,7 @@ def first_clean(frames: Tensor, batch: int, chunk: int, generator: Generator) ->
 
 
 ALONG = "along"  # video only: a frame has the level of the action that leads to it, and is absent where that is
+OUTCOME = "outcome"  # of given actions: from noise in one call, absent where no given action leads to it
 NOT_THERE = -1.0  # the level by which a rule says that a frame is absent
 
 
@@ -150,6 +152,7 @@ RULES: dict[str, Rule] = {
     "noise": _filled(1.0),
     "absent": _filled(1.0),
     ALONG: _filled(1.0),
+    OUTCOME: _filled(1.0),
 }
 MAKERS: dict[str, Callable[[float], Rule]] = {"ptss": ptss, "ladder": bent}
 ROLE_OF_RULE = {"given": roles.GIVEN, "noise": roles.GIVEN, "absent": roles.ABSENT}
@@ -212,6 +215,8 @@ class Pattern:
             raise ValueError(f"rungs belong to a ladder of actions, got rungs {self.rungs} for the rule {self.action!r}")
         if ALONG in [getattr(self, kind) for kind in KINDS if kind != "video"]:
             raise ValueError(f"the rule {ALONG!r} is for video: a frame follows the action that leads to it")
+        if self.action == OUTCOME:
+            raise ValueError(f"the rule {OUTCOME!r} is for what follows from actions, not for actions")
         if self.video == ALONG and (self.action in ROLE_OF_RULE or self.committed):
             raise ValueError(f"video goes {ALONG} actions that are denoised, none of them committed, got {self}")
 
@@ -249,6 +254,10 @@ def draw(pattern: Pattern, layout: Layout, batch: int, generator: Generator) -> 
             _lay_behind(count, pattern, layout, level, role, generator)
     if pattern.video == ALONG:
         _go_along(layout, level, role)
+    for kind in layout.kinds:
+        if getattr(pattern, kind) == OUTCOME:
+            following, leading = _leads(layout, kind, OUTCOME)
+            role[:, following] = torch.where(role[:, leading] == roles.GIVEN, roles.ACTIVE, roles.ABSENT).to(role.dtype)
     _show_past(layout, level, role, generator)
     return Draw(level, role)
 
@@ -276,12 +285,19 @@ def _lay_behind(count: Tensor, pattern: Pattern, layout: Layout, level: Tensor, 
 
 def _go_along(layout: Layout, level: Tensor, role: Tensor) -> None:
     """Gives every frame the level and the role of the last action before it."""
-    action = layout.mask(*layout.of_kind("action"))
-    for index in layout.mask(*layout.of_kind("video")).nonzero().flatten():
-        leads = (action & (layout.frame == layout.frame[index] - 1)).nonzero().flatten()
-        if not len(leads):
-            raise ValueError(f"no action leads to the frame at tick {int(layout.frame[index])}: the horizon is too short for {ALONG!r}")
-        level[:, index], role[:, index] = level[:, leads[0]], role[:, leads[0]]
+    following, leading = _leads(layout, "video", ALONG)
+    level[:, following], role[:, following] = level[:, leading], role[:, leading]
+
+
+def _leads(layout: Layout, kind: str, name: str) -> tuple[Tensor, Tensor]:
+    """The tokens of a kind, and for each of them the token of the last action before it."""
+    action = layout.mask(*layout.of_kind("action")).nonzero().flatten()
+    following = layout.mask(*layout.of_kind(kind)).nonzero().flatten()
+    leads = layout.frame[action][None] == layout.frame[following][:, None] - 1
+    if not bool(leads.any(dim=1).all()):
+        frame = int(layout.frame[following][~leads.any(dim=1)][0])
+        raise ValueError(f"no action leads to the frame at tick {frame}: the horizon is too short for {name!r}")
+    return following, action[leads.int().argmax(dim=1)]
 
 
 def _show_past(layout: Layout, level: Tensor, role: Tensor, generator: Generator) -> None:

@@ -21,15 +21,15 @@ from uwm.core.streams import Layout
 
 FALL, GIVEN, ABSENT, NOISE = "fall", "given", "absent", "noise"
 
-# What each mode does with each modality. The observation is context and always given.
+# What each mode does with each modality: video and state are what will be seen and felt. The observation is context and always given.
 MODES: dict[str, dict[str, str]] = {
-    "policy": {"action": FALL, "video": ABSENT},
-    "policy_marginal": {"action": FALL, "video": NOISE},
-    "video": {"action": ABSENT, "video": FALL},
-    "video_marginal": {"action": NOISE, "video": FALL},
-    "forward": {"action": GIVEN, "video": FALL},
-    "inverse": {"action": FALL, "video": GIVEN},
-    "joint": {"action": FALL, "video": FALL},
+    "policy": {"action": FALL, "video": ABSENT, "state": ABSENT},
+    "policy_marginal": {"action": FALL, "video": NOISE, "state": NOISE},
+    "video": {"action": ABSENT, "video": FALL, "state": FALL},
+    "video_marginal": {"action": NOISE, "video": FALL, "state": FALL},
+    "forward": {"action": GIVEN, "video": FALL, "state": FALL},
+    "inverse": {"action": FALL, "video": GIVEN, "state": GIVEN},
+    "joint": {"action": FALL, "video": FALL, "state": FALL},
 }
 SHADES = " .:-=+*#%@"
 

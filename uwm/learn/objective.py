@@ -1,9 +1,10 @@
 """The objective: draw levels and roles, corrupt, predict, weigh. One mean per stream, then one weight per stream.
 
-Several noise draws share one observation, whose keys and values are computed once. Samples whose video is absent are run
-without video tokens: that is exact (absent tokens have no influence) and saves most of the work.
+Several noise draws share one observation, whose keys and values are computed once. Samples whose video (or state) is absent
+are run without its tokens: that is exact (absent tokens have no influence) and saves most of the work.
 """
 
+import itertools
 from dataclasses import dataclass, field
 
 import torch
@@ -19,11 +20,15 @@ from uwm.noise import gaussian
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """`draws` noise draws per observation; weight of each modality's mean; the mixture of patterns."""
+    """`draws` noise draws per observation; weight of each modality's mean; the mixture of patterns.
+
+    What the state will be is told as its change, in spreads of the state: a small number, so its squares weigh more.
+    """
 
     draws: int = 4
     action_weight: float = 1.0
     video_weight: float = 0.5
+    state_weight: float = 20.0
     patterns: tuple[Pattern, ...] = field(default_factory=lambda: (Pattern(),))
 
 
@@ -64,7 +69,7 @@ def loss(
         columns = layout.index_in(model.layout)
         part = Draw(drawn.level[chosen][:, columns], role[chosen][:, columns])
         source = batch.clean[:, columns, : layout.size]
-        if batch.intended is not None and not layout.of_kind("video"):
+        if batch.intended is not None and layout.kinds == ("action",):
             source = batch.intended
         clean = source[window[chosen]]
         if source is batch.intended:  # what is committed will be executed, with all its noise
@@ -78,16 +83,22 @@ def loss(
         name: torch.stack([total for total, _ in pairs]).sum() / max(sum(count for _, count in pairs), 1)
         for name, pairs in sums.items()
     }
-    weights = {"action": config.action_weight, "video": config.video_weight}
+    weights = {"action": config.action_weight, "video": config.video_weight, "state": config.state_weight}
     total = sum(weights[model.layout[name].kind] * mean for name, mean in means.items())
     return total, {name: float(mean.detach()) for name, mean in means.items()}
 
 
 def _groups(layout: Layout, role: Tensor) -> list[tuple[Layout, Tensor]]:
-    """Splits samples by whether any video token is there; those without lose the video streams."""
-    video = layout.of_kind("video")
-    there = (role[:, layout.mask(*video)] != roles.ABSENT).any(dim=1)
-    groups = [(layout, there.nonzero().flatten()), (layout.select(layout.of_kind("action")), (~there).nonzero().flatten())]
+    """Splits samples by which kinds beside actions are there at all; each group loses the streams of the others."""
+    kinds = [kind for kind in layout.kinds if kind != "action"]
+    there = [(role[:, layout.mask(*layout.of_kind(kind))] != roles.ABSENT).any(dim=1) for kind in kinds]
+    groups = []
+    for choice in itertools.product((True, False), repeat=len(kinds)):
+        names = [name for kind, wanted in zip(("action", *kinds), (True, *choice), strict=True) if wanted for name in layout.of_kind(kind)]
+        chosen = torch.ones(len(role), dtype=torch.bool)
+        for has, wanted in zip(there, choice, strict=True):
+            chosen &= has == wanted
+        groups.append((layout.select(names), chosen.nonzero().flatten()))
     return [(streams, chosen) for streams, chosen in groups if len(chosen)]
 
 

@@ -39,6 +39,7 @@ class ModelConfig:
     """What the model sees and denoises.
 
     `past`: executed actions that may be shown; `horizon`: future actions; `video_frames`: future frames, in ticks;
+    `state_frames`: the same for proprioception, which is told as its change since now;
     `cameras`: names; `grid`: tokens per side of an observed image (one more holds its keypoints); `patch` and `merge`: a
     video token stands for patch x patch latents of merge frames (named by the first of them); `path` and
     `noise_shift`: see `uwm.noise.gaussian.path`; sizes in numbers; `normalise`: how each stream is normalised; `members`:
@@ -52,6 +53,7 @@ class ModelConfig:
     past: int = 2
     horizon: int = 24
     video_frames: tuple[int, ...] = (8, 16)
+    state_frames: tuple[int, ...] = ()
     grid: int = 4
     patch: int = 2
     merge: int = 1
@@ -68,8 +70,9 @@ class ModelConfig:
     def __post_init__(self):
         if self.trunk not in TRUNKS:
             raise ValueError(unknown(self.trunk, TRUNKS, "trunk"))
-        if self.trunk == "unet" and self.video_frames:
-            raise ValueError(f"the U-Net knows actions only: set video_frames to [], got {list(self.video_frames)}")
+        if self.trunk == "unet" and (self.video_frames or self.state_frames):
+            told = f"{list(self.video_frames)} and {list(self.state_frames)}"
+            raise ValueError(f"the U-Net knows actions only: set video_frames and state_frames to [], got {told}")
         if self.trunk == "unet" and self.unet.film == "sample" and self.past:
             raise ValueError("a U-Net of one level per sample cannot be given clean past actions: set past to 0, or film to token")
         if self.horizon < 1 or self.past < 0:
@@ -95,13 +98,14 @@ class ModelConfig:
 
     @property
     def layout(self) -> Layout:
-        """Every token that is denoised: actions, then one video stream per camera."""
+        """Every token that is denoised: actions, then one video stream per camera, then proprioception."""
         action = Stream("action", "action", tuple(range(-self.past, self.horizon)), self.action_size)
+        state = [Stream("state", "state", self.state_frames, self.proprio_size)] if self.state_frames else []
         if not self.video_frames:
-            return Layout((action,))
+            return Layout((action, *state))
         side, size = self.autoencoder.image_size // (8 * self.patch), self.autoencoder.latent * self.patch**2 * self.merge
         video = [Stream(name, "video", self.video_frames[:: self.merge], size, (side, side)) for name in self.cameras]
-        return Layout((action, *video))
+        return Layout((action, *video, *state))
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,10 @@ class RobotModel(nn.Module):
     def from_actions(self, actions: Float[Tensor, "B T a"]) -> Float[Tensor, "B T A"]:
         """The inverse of `to_actions`: normalised, and padded with zeros to the model's size."""
         return self._wide(self.normalise_action.normalise(actions), self.config.action_size)
+
+    def to_proprio(self, now: Float[Tensor, "B P"], tokens: Float[Tensor, "B n S"]) -> Float[Tensor, "B n P"]:
+        """Future proprioception in physical units, from its change since `now`."""
+        return now[:, None] + tokens[..., : self.normalise_proprio.size] * self.normalise_proprio.scale
 
     @staticmethod
     def _wide(value: Tensor, size: int) -> Tensor:

@@ -139,7 +139,7 @@ def measure(
     """
     observation, reads = _readings(robot, clock)
     spec, chunk = robot.spec, policy.config.chunk
-    room = policy.horizon - policy.config.ladder.horizon if config.kind == "committed" else None
+    room = policy.room if config.kind == "committed" else None
     under_way = chunk if room is None else min(chunk, room)
     memory, executed, queue = None, np.zeros((0, spec.action.size), np.float32), np.zeros((0, spec.action.size), np.float32)
     taken_s, calls = [], []

@@ -82,11 +82,10 @@ def check(policy: Policy | PolicyCard, config: ChunkingConfig) -> None:
         raise ValueError(f"{config.kind} chunking needs a policy of kind {' or '.join(wanted)}, got {policy.config.kind!r}")
     if config.kind == "committed" and policy.config.frames:
         raise ValueError("a buffer with frames plans at the ends of its chunks: use synchronous chunking, or policy.frames=false")
-    room = policy.horizon - policy.config.ladder.horizon
-    if config.kind == "committed" and (config.delay_ticks or 0) > room:
+    if config.kind == "committed" and (config.delay_ticks or 0) > policy.room:
         raise ValueError(
-            f"{config.delay_ticks} committed actions and a buffer of {policy.config.ladder.horizon} exceed the {policy.horizon} future "
-            f"actions that the model was trained on: at most {room} can be committed; use fewer or shorter chunks"
+            f"{config.delay_ticks} committed actions beside a buffer of {policy.config.ladder.horizon} are more than the model was trained "
+            f"for: at most {policy.room} can be committed; use fewer or shorter chunks"
         )
 
 
@@ -169,7 +168,8 @@ class Planner:
     def _plan(self, memory, observation, job: Job):
         policy, config = self.policy, self.config
         if policy.config.kind == "streaming":
-            fresh, size = config.fresh and len(job.queue) > 0, policy.config
+            size = policy.config
+            fresh = config.fresh and len(job.queue) > 0 and not size.foresee
             memory = roll.restarted(memory) if job.restart or fresh else memory
             count = min(math.ceil(job.count / size.chunk), size.chunks)
             memory, actions = policy.plan(memory, observation, torch.from_numpy(job.queue)[None], count)

@@ -262,10 +262,10 @@ class PolicyClient(_Numbered):
     @property
     def card(self) -> PolicyCard:
         """What a controller must know of the policy over there."""
-        if "horizon" not in self.metadata:
+        if "room" not in self.metadata:
             raise PolicyError(f"{self.url} takes no jobs of a controller: it is no `uwm serve`, or of another version")
         config = from_mapping(PolicyConfig, self.metadata["policy"], self.url)
-        return PolicyCard(config, self.metadata["horizon"], tuple(self.metadata["cameras"]))
+        return PolicyCard(config, self.metadata["room"], tuple(self.metadata["cameras"]))
 
     def _ask(self, request: dict) -> Mapping[str, Any]:
         answer = self._until(lambda until_s: self._exchange(request, until_s))

@@ -213,7 +213,7 @@ class Controller:
     @property
     def _delay_ticks(self) -> int:
         """Ticks until a plan can be used; no more than can be committed, which is also assumed while nothing is known."""
-        room, ticks = self.policy.horizon - self.policy.config.ladder.horizon, self.delay.ticks
+        room, ticks = self.policy.room, self.delay.ticks
         if self.config.kind != "committed":
             return ticks or 0
         return room if ticks is None else min(ticks, room)

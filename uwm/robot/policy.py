@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from uwm.core import roles
 from uwm.core.shapes import Float, Int
 from uwm.core.streams import Layout, Stream
 from uwm.nn.robot_model import Observation, RobotModel
@@ -42,6 +43,9 @@ class PolicyConfig:
     `frames`, of the streaming kind: the frame at the end of every chunk is denoised with it. What comes out is compared with what is
     seen then; a `surprise` of s takes the buffer back by s * `revise` of its rows (at most all). `usual`: the distance of a frame
     from what was foreseen when all goes well, as `uwm eval` with frames tells it (p50).
+
+    `foresee`, of the streaming kind: behind committed actions the plan is made from the proprioception that the model itself foresees at
+    their end (one call of its forward dynamics), and the buffer goes on as if nothing were under way. Without cameras only.
     """
 
     kind: str = "streaming"
@@ -57,12 +61,15 @@ class PolicyConfig:
     frames: bool = False
     revise: float = 0.0
     usual: float = 1.0
+    foresee: bool = False
 
     def __post_init__(self):
         if self.revise < 0 or not self.usual > 0 or (self.revise and not self.frames):
             raise ValueError(f"revise is >= 0 and needs frames, usual is > 0, got {self}")
         if self.frames and self.kind != "streaming":
             raise ValueError(f"frames stand in the buffer of a streaming policy, got kind {self.kind!r}")
+        if self.foresee and (self.kind != "streaming" or self.frames):
+            raise ValueError(f"foresee belongs to a streaming policy without frames, got {self}")
         if not 0 < self.warm <= 1 or (self.warm < 1 and (self.kind != "chunked" or self.chunks < 2)):
             raise ValueError(f"warm lies in (0, 1], and below 1 belongs to a chunked policy of two chunks or more, got {self}")
         if self.kind not in ("streaming", "chunked"):
@@ -75,10 +82,10 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class PolicyCard:
-    """What a controller must know of a policy that lives in another process: its config, longest trained horizon, cameras."""
+    """What a controller must know of a policy that lives in another process: its config, longest queue it was trained for, cameras."""
 
     config: PolicyConfig
-    horizon: int
+    room: int
     cameras: tuple[str, ...]
 
 
@@ -90,13 +97,15 @@ class Policy:
         self.layouts: dict[int, tuple[Layout, Int[Tensor, " N"]]] = {}
         self.ladder = self._ladder()
         self._layout(0)  # a horizon that was not trained is refused now, not at the first observation
+        if config.foresee and (model.config.cameras or not model.config.state_frames):
+            raise ValueError("policy.foresee needs a model without cameras that was trained with model.state_frames")
         self.step = rule(config.step)
         self.calls = 0
 
     @property
-    def horizon(self) -> int:
-        """Future actions that the model was trained on: committed ones and the buffer share them."""
-        return self.model.config.horizon
+    def room(self) -> int:
+        """Actions that may be under way when a plan is asked for: as far as the model foresees, or what the buffer leaves of its frames."""
+        return max(self.model.config.state_frames) if self.config.foresee else self.model.config.horizon - self.ladder.horizon
 
     @property
     def layout(self) -> Layout:
@@ -111,7 +120,7 @@ class Policy:
     @property
     def card(self) -> PolicyCard:
         """What a controller must know when the policy itself stays elsewhere."""
-        return PolicyCard(self.config, self.horizon, self.cameras)
+        return PolicyCard(self.config, self.room, self.cameras)
 
     def start(self, seeds, still: Float[Tensor, "B A"] | None = None) -> roll.Buffer:
         """A fresh memory for as many environments as there are seeds.
@@ -166,9 +175,32 @@ class Policy:
         self, memory: roll.Buffer, observation: Observation, committed: Float[Tensor, "B D A"], count: int = 1
     ) -> tuple[roll.Buffer, Float[Tensor, "B n A"]]:
         """The next `count` chunks of the streaming buffer behind D `committed` actions (physical units); the memory has rolled."""
+        if self.config.foresee and committed.shape[1]:
+            memory, observation = self.foreseen(memory, observation, committed)
+            memory, committed = self.recall(memory, committed), committed[:, :0]
         revised = None if committed.shape[1] else self._revised(memory, observation)
         memory, actions = self._tick(memory, observation, self._tokens(committed), count, revised)
         return roll.advance(memory, self.ladder, count), actions
+
+    @torch.no_grad()
+    def foreseen(self, memory: roll.Buffer, observation: Observation, committed: Float[Tensor, "B D A"]) -> tuple[roll.Buffer, Observation]:
+        """What will be felt once D `committed` actions (physical units) are executed, in one call; the memory drew noise for it."""
+        count, batch, model = committed.shape[1], len(memory.tick), self.model
+        trained, state = model.layout["action"], model.layout["state"]
+        if count not in state.frames:
+            raise ValueError(f"the model foresees proprioception {list(state.frames)} ticks ahead, not behind {count} actions")
+        action = replace(trained, frames=tuple(range(-self.config.past, count)))
+        state = replace(state, frames=tuple(frame for frame in state.frames if frame <= count))
+        layout = Layout((action, state))
+        role = torch.cat([roll.role(memory, count)[:, : action.tokens], roles.full(batch, state.tokens)], dim=1)
+        noise, randomness = memory.randomness.normal(state.tokens, state.size)
+        given = torch.cat([memory.past, self._tokens(committed).expand(batch, -1, -1)], dim=1)[..., : action.size]
+        x, level = layout.pack({"action": given, "state": noise}), layout.mask("state").float().expand(batch, -1)
+        denoise = Denoiser(model, self._path, model.config.prediction, layout, role, self._context(observation, batch), LIMIT)
+        change = layout.unpack(denoise(x, level))["state"][:, -1:]
+        self.calls += denoise.calls
+        proprio = model.to_proprio(observation.proprio, change)[:, 0]
+        return replace(memory, randomness=randomness), replace(observation, proprio=proprio)
 
     @torch.no_grad()
     def whole(
@@ -259,15 +291,19 @@ class Policy:
             )
         return replace(trained, frames=frames)
 
-    def _denoiser(self, memory: roll.Buffer, observation: Observation, committed: int) -> Denoiser:
-        config, batch, seen = self.model.config, len(memory.tick), len(observation.proprio)
-        self.ladder.check(memory)
+    def _context(self, observation: Observation, batch: int):
+        """The encoded observation, of every stream or one for all."""
+        seen = len(observation.proprio)
         if seen not in (1, batch):
             told = f"a memory of {batch} streams needs as many observations, or one for all, got {seen}"
             raise ValueError(f"{told}: a new batch is a new policy.start(seeds)")
         prefix = self.model.encode(observation)
-        if seen != batch:
-            prefix = prefix.at(torch.zeros(batch, dtype=torch.int64))
+        return prefix if seen == batch else prefix.at(torch.zeros(batch, dtype=torch.int64))
+
+    def _denoiser(self, memory: roll.Buffer, observation: Observation, committed: int) -> Denoiser:
+        config = self.model.config
+        self.ladder.check(memory)
+        context = self._context(observation, len(memory.tick))
         layout, order = self._layout(committed)
         network = reordered(self.model, order) if self.config.frames else self.model
-        return Denoiser(network, self._path, config.prediction, layout, roll.role(memory, committed), prefix, LIMIT)
+        return Denoiser(network, self._path, config.prediction, layout, roll.role(memory, committed), context, LIMIT)
