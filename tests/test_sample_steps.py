@@ -110,6 +110,20 @@ def test_levels_per_sample_equal_runs_of_their_own(name):
         assert torch.allclose(both[[index]], alone, rtol=0, atol=1e-10)
 
 
+def test_a_consistency_step_noises_the_clean_estimate_afresh():
+    path, answer = PATHS["cosine"], torch.full((400, 3, 2), 0.5)
+    denoise = lambda x, level: answer  # noqa: E731
+    high, low = torch.tensor([0.9, 0.9, 0.4]).expand(400, -1), torch.tensor([0.5, 0.0, 0.4]).expand(400, -1)
+    x = torch.randn(400, 3, 2, generator=torch.Generator().manual_seed(0))
+    moved = steps.consistency(denoise, path, x, high, low, None, Randomness.seeded(range(400))).x
+    assert torch.equal(moved[:, 1], answer[:, 1]) and torch.equal(moved[:, 2], x[:, 2])
+    noise = (moved[:, 0] - path.alpha(torch.tensor(0.5)) * 0.5) / path.sigma(torch.tensor(0.5))
+    assert abs(float(noise.mean())) < 0.15 and abs(float(noise.std()) - 1) < 0.1
+    assert abs(float(torch.corrcoef(torch.stack([noise[:, 0], x[:, 0, 0]]))[0, 1])) < 0.2, "the old noise is gone"
+    with pytest.raises(ValueError, match="pass randomness"):
+        steps.consistency(denoise, path, x, high, low)
+
+
 def test_noise_is_named_by_key_and_count_alone():
     state = Randomness.seeded([3, 4])
     first, later = state.normal(2, 5)

@@ -360,6 +360,21 @@ def test_members_that_feel_nothing_teach_no_state(tmp_path):
     assert torch.isfinite(total)
 
 
+def test_a_student_begins_with_its_teachers_weights_and_must_be_of_its_kind(folder, tmp_path):
+    data = str(folder / "arm.zarr")
+    taught = training.train(run_of(tmp_path / "teacher", data=data))
+    run = run_of(tmp_path / "student", data=data, distil={"teacher": str(taught), "rows": 4}, train={"steps": 1, "optim": {"rate": 1e-9}})
+    learned = training.train(run)
+    teacher, student = (training.load_model(each)[0].state_dict() for each in (taught, learned))
+    torch.testing.assert_close(student, teacher, rtol=1e-4, atol=1e-5)
+    policy = Policy(training.load_model(learned)[0], replace(POLICY, kind="chunked", rows=1, step="consistency"))
+    _, actions = policy.act(policy.start([0]), Observation({"front": torch.zeros(1, 3, 32, 32)}, torch.zeros(1, 2)))
+    assert bool(torch.isfinite(actions).all()) and policy.calls == 1
+    other = run_of(tmp_path / "other", data=data, distil={"teacher": str(taught)}, model=SMALL["model"] | {"past": 0})
+    with pytest.raises(ConfigError, match="is another model: past is 1 there and 0 here"):
+        training.train(other)
+
+
 def test_the_split_is_seeded_by_episode_and_statistics_see_training_episodes_only(folder, tmp_path):
     run = run_of(tmp_path, data=str(folder / "arm.zarr"))
     data = TrainingData(run)

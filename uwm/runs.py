@@ -131,13 +131,22 @@ class MixtureConfig:
 
 
 @dataclass(frozen=True)
+class DistilConfig:
+    """`teacher`: a checkpoint to distil into one of few calls, "" for none; `rows`: of its path from noise to clean."""
+
+    teacher: str = ""
+    rows: int = 16
+
+
+@dataclass(frozen=True)
 class TrainRun:
     """Data in, a checkpoint folder out.
 
     `data`: a store or a dataset of any format that can be read, which is converted once into `out`/data; a `mixture` with
     members stands in its place. `options`: of the reader of another format, e.g. {filter_key: valid}. `declare`: what the card
     leaves unknown, e.g. {image_orientation: upright, action: {mode: delta}}. `image_size`: pixels a side, null for the data's
-    own where the card tells one, else 64. `cache_gb`: memory for frames and latents.
+    own where the card tells one, else 64. `cache_gb`: memory for frames and latents. `distil`: begin with a teacher's weights, and
+    learn to say in one call where its path ends.
     """
 
     data: str = "runs/lift.zarr"
@@ -157,6 +166,7 @@ class TrainRun:
     autoencoder: AutoencodeConfig = field(default_factory=AutoencodeConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    distil: DistilConfig = field(default_factory=DistilConfig)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from uwm.core.config import ConfigError, from_mapping, to_mapping
 from uwm.data import ONLY, TrainingData, members_of, window_config
 from uwm.dataset import Dataset
 from uwm.learn import checkpoint as checkpoints
+from uwm.learn import consistency
 from uwm.learn.autoencode import train_autoencoder
 from uwm.learn.logs import Log
 from uwm.learn.loop import TrainState, generator_at, restore
@@ -43,10 +44,11 @@ def train(run: TrainRun) -> Path:
         torch.set_num_threads(run.threads)
     torch.manual_seed(run.train.seed)
     model = trunks.make(data.model_config())
+    teacher = _teacher(run, model)
     state = TrainState.fresh(model, run.train)
     with Log(Path(run.out), run.logger, to_mapping(run), resume=about is not None) as log:
         if about is None:
-            _prepare(model, data, log)
+            _prepare(model, data, log, teacher)
             state = TrainState.fresh(model, run.train)
         else:
             print(f"train: resuming {out} at step {about['step']}")
@@ -54,12 +56,28 @@ def train(run: TrainRun) -> Path:
         windows = data.windows(model)
         save = partial(_save, out, data, model, windows)
         log.begin("train", run.train.steps, state.step)
-        run_training(model, state, _batches(windows, run, state.step), run.train, log.step, save)
+        loss = consistency.loss(teacher, run.distil.rows, run.train.objective) if teacher else None
+        run_training(model, state, _batches(windows, run, state.step), run.train, log.step, save, loss)
     return out
 
 
-def _prepare(model: RobotModel, data: TrainingData, log: Log) -> None:
-    """Normalisers from statistics, then the autoencoder's own training."""
+def _teacher(run: TrainRun, model: RobotModel) -> RobotModel | None:
+    """The model to distil, which must be of the same config."""
+    if not run.distil.teacher:
+        return None
+    teacher, _ = load_model(run.distil.teacher)
+    mine, its = (to_mapping(each.config) for each in (model, teacher))
+    if differing := [name for name in mine if mine[name] != its[name]]:
+        told = "; ".join(f"{name} is {its[name]} there and {mine[name]} here" for name in differing)
+        raise ConfigError(f"distil.teacher={run.distil.teacher} is another model: {told}")
+    return teacher
+
+
+def _prepare(model: RobotModel, data: TrainingData, log: Log, teacher: RobotModel | None) -> None:
+    """Normalisers from statistics, then the autoencoder's own training; or all that a teacher knows."""
+    if teacher:
+        model.load_state_dict(teacher.state_dict())
+        return
     _fit(model, data)
     if not data.films:
         return
@@ -113,7 +131,7 @@ def _unfinished(out: Path, run: TrainRun, data: TrainingData) -> dict | None:
             )
     # Settings that an older version did not know are at their defaults.
     then, now = (_without_places(to_mapping(each)) for each in (from_mapping(TrainRun, about["config"], str(out)), run))
-    kept = ("model", "augment", "autoencoder", "train", "streams", "declare", "mixture", "image_size", "camera_dropout")
+    kept = ("model", "distil", "augment", "autoencoder", "train", "streams", "declare", "mixture", "image_size", "camera_dropout")
     changed = [key for key in kept if then[key] != now[key]]
     if changed:
         raise ConfigError(f"{out} was trained with other settings ({', '.join(changed)}): choose another `out`, or remove that folder")

@@ -5,6 +5,7 @@ are run without its tokens: that is exact (absent tokens have no influence) and 
 """
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -53,31 +54,36 @@ class Batch:
     drawn: dict[str, float] = field(default_factory=dict)
 
 
+# What is asked of a model on one batch: (layout, levels and roles, clean, noise, windows (R,), dims) -> an error per number (R, N, S).
+Errors = Callable[[Layout, Draw, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
 def loss(
-    model: RobotModel, batch: Batch, config: ObjectiveConfig, generator: Generator
+    model: RobotModel,
+    batch: Batch,
+    config: ObjectiveConfig,
+    generator: Generator,
+    asked: Callable[[RobotModel, Observation], Errors] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-    """The scalar to minimise and the mean squared error per stream."""
+    """The scalar to minimise and the mean error per stream: squared, of `denoising`, unless something else is `asked`."""
     count = len(batch.clean)
     window = torch.arange(count).repeat_interleave(config.draws)
     has = {kind: there[window] for kind, there in batch.has.items()}
     drawn = draw_mixture(config.patterns, model.layout, count * config.draws, generator, has)
     role = torch.where(batch.valid[window], drawn.role, roles.ABSENT)
     noise = torch.randn(len(window), *batch.clean.shape[1:], generator=generator)
-    prefix = model.encode(batch.observation)
+    errors = (asked or denoising)(model, batch.observation)
     sums: dict[str, list[Tensor]] = {}
     for layout, chosen in _groups(model.layout, role):
         columns = layout.index_in(model.layout)
         part = Draw(drawn.level[chosen][:, columns], role[chosen][:, columns])
-        source = batch.clean[:, columns, : layout.size]
-        if batch.intended is not None and layout.kinds == ("action",):
-            source = batch.intended
-        clean = source[window[chosen]]
-        if source is batch.intended:  # what is committed will be executed, with all its noise
-            executed = batch.clean[:, columns, : layout.size][window[chosen]]
-            clean = torch.where((part.role == roles.COMMITTED)[..., None], executed, clean)
-        group_noise = noise[chosen][:, columns, : layout.size]
+        clean = _wanted(batch, layout, columns, part, window[chosen])
         dims = None if batch.dims is None else batch.dims[window[chosen]]
-        for name, pair in _errors(model, layout, part, clean, group_noise, prefix.at(window[chosen]), dims).items():
+        # Before any arithmetic: an absent token may hold anything, and NaN times a zero gradient is NaN.
+        clean = torch.where(roles.seen(part.role)[..., None], clean, 0.0)
+        clean = clean if dims is None else _without_foreign(layout, clean, dims)
+        found = errors(layout, part, clean, noise[chosen][:, columns, : layout.size], window[chosen], dims)
+        for name, pair in _by_stream(layout, part.role == roles.ACTIVE, found, dims).items():
             sums.setdefault(name, []).append(pair)
     means = {
         name: torch.stack([total for total, _ in pairs]).sum() / max(sum(count for _, count in pairs), 1)
@@ -86,6 +92,27 @@ def loss(
     weights = {"action": config.action_weight, "video": config.video_weight, "state": config.state_weight}
     total = sum(weights[model.layout[name].kind] * mean for name, mean in means.items())
     return total, {name: float(mean.detach()) for name, mean in means.items()}
+
+
+def denoising(model: RobotModel, observation: Observation) -> Errors:
+    """The squared error of what the model predicts."""
+    path, context = gaussian.path(model.config.path, model.config.noise_shift), model.encode(observation)
+
+    def errors(layout: Layout, drawn: Draw, clean: Tensor, noise: Tensor, window: Tensor, dims: Tensor | None) -> Tensor:
+        x = gaussian.corrupt(path, clean, noise, drawn.level)
+        predicted = model(x, drawn.level, drawn.role, layout, context.at(window), dims)
+        return (predicted - gaussian.target(path, model.config.prediction, clean, noise, drawn.level)).float().square()
+
+    return errors
+
+
+def _wanted(batch: Batch, layout: Layout, columns: Tensor, drawn: Draw, window: Tensor) -> Float[Tensor, "R N S"]:
+    """Clean tokens: what was executed where dynamics are learned, else what was intended behind what is committed."""
+    executed = batch.clean[:, columns, : layout.size][window]
+    if batch.intended is None or layout.kinds != ("action",):
+        return executed
+    # What is committed will be executed, with all its noise.
+    return torch.where((drawn.role == roles.COMMITTED)[..., None], executed, batch.intended[window])
 
 
 def _groups(layout: Layout, role: Tensor) -> list[tuple[Layout, Tensor]]:
@@ -102,23 +129,12 @@ def _groups(layout: Layout, role: Tensor) -> list[tuple[Layout, Tensor]]:
     return [(streams, chosen) for streams, chosen in groups if len(chosen)]
 
 
-def _errors(
-    model, layout: Layout, drawn: Draw, clean: Tensor, noise: Tensor, prefix, dims: Tensor | None
-) -> dict[str, tuple[Tensor, int]]:
-    """Per stream: the sum over active tokens of the mean squared error, and how many there were."""
-    path = gaussian.path(model.config.path, model.config.noise_shift)
-    # Before any arithmetic: an absent token may hold anything, and NaN times a zero gradient is NaN.
-    clean = torch.where(roles.seen(drawn.role)[..., None], clean, 0.0)
-    if dims is not None:
-        clean = _without_foreign(layout, clean, dims)
-    x = gaussian.corrupt(path, clean, noise, drawn.level)
-    predicted = model(x, drawn.level, drawn.role, layout, prefix, dims)
-    wanted = gaussian.target(path, model.config.prediction, clean, noise, drawn.level)
-    active = drawn.role == roles.ACTIVE
+def _by_stream(layout: Layout, active: Tensor, found: Tensor, dims: Tensor | None) -> dict[str, tuple[Tensor, int]]:
+    """Per stream: the sum over active tokens of the mean error of their numbers, and how many there were."""
     errors = {}
     for stream in layout.streams:
         span = layout.span(stream.name)
-        error = _mean((predicted - wanted)[:, span, : stream.size].float().square(), dims if stream.kind == "action" else None)
+        error = _mean(found[:, span, : stream.size], dims if stream.kind == "action" else None)
         there = active[:, span]
         errors[stream.name] = (torch.where(there, error, 0.0).sum(), int(there.sum()))
     return errors
@@ -133,8 +149,8 @@ def _without_foreign(layout: Layout, clean: Tensor, dims: Tensor) -> Tensor:
     return clean
 
 
-def _mean(squares: Float[Tensor, "B n S"], dims: Bool[Tensor, "B S"] | None) -> Float[Tensor, "B n"]:
-    """The mean of a token's squared errors over the dimensions that its sample has."""
+def _mean(errors: Float[Tensor, "B n S"], dims: Bool[Tensor, "B S"] | None) -> Float[Tensor, "B n"]:
+    """The mean of a token's errors over the dimensions that its sample has."""
     if dims is None:
-        return squares.mean(dim=-1)
-    return torch.where(dims[:, None], squares, 0.0).sum(dim=-1) / dims.sum(dim=-1, keepdim=True).clamp(min=1)
+        return errors.mean(dim=-1)
+    return torch.where(dims[:, None], errors, 0.0).sum(dim=-1) / dims.sum(dim=-1, keepdim=True).clamp(min=1)

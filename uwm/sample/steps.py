@@ -10,6 +10,7 @@ levels per token. A token whose levels are equal comes back bit for bit: a finis
 | euler | 1 | 1 | the probability-flow ODE in level |
 | heun | 2 | 2 | Karras et al. 2022, algorithm 1 without churn |
 | dpmpp_2m | 2 | 1 | Lu et al. 2022 (DPM-Solver++), algorithm 2 |
+| consistency | 1 | 1 | the clean estimate, noised afresh (Song et al. 2023, algorithm 1): for models distilled so |
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from uwm.core.streams import Layout
-from uwm.noise.gaussian import GaussianPath, log_ratio, to_noise
+from uwm.noise.gaussian import GaussianPath, corrupt, log_ratio, to_noise
 from uwm.sample.randomness import Randomness
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -119,6 +120,13 @@ def _dpmpp_2m(denoise, path, x, level_from, level_to, carry, randomness):
     return Moved(_toward(path, x, used, level_from, level_to), (clean, level_from), randomness)
 
 
+def _consistency(denoise, path, x, level_from, level_to, carry, randomness):
+    if randomness is None:
+        raise ValueError("consistency sampling draws noise: pass randomness")
+    noise, randomness = randomness.normal(*x.shape[1:], dtype=x.dtype)
+    return Moved(corrupt(path, denoise(x, level_from), noise, level_to), None, randomness)
+
+
 def _extrapolation(path, level_from, level_to, level_before):
     """h / (2 h_before) in log-SNR; 0 (first order) where either step touches an end or the token did not move."""
     step = log_ratio(path, level_to) - log_ratio(path, level_from)
@@ -161,8 +169,9 @@ euler = StepRule("euler", 1, _euler)
 heun = StepRule("heun", 2, _heun)
 dpmpp_2m = StepRule("dpmpp_2m", 1, _dpmpp_2m)
 ancestral = ddim(1.0)
+consistency = StepRule("consistency", 1, _consistency)
 RULES: dict[str, StepRule] = {
-    rule.name: rule for rule in (ddim(), ancestral, euler, heun, dpmpp_2m)
+    rule.name: rule for rule in (ddim(), ancestral, euler, heun, dpmpp_2m, consistency)
 }
 
 
