@@ -4,46 +4,61 @@ from dataclasses import asdict
 
 import pytest
 
+import tiny
 from oracle import unchecked_shapes
 from uwm.bench import streaming_bench as bench
 from uwm.bench.delay_bench import Case
 from uwm.bench.gates import FAILS, HOLDS, NOT_JUDGED
 from uwm.explain import calls_per_action
+from uwm.training import load_model
 
 LIFT, PUSHT, TOY = Case("Lift", "", 3, 3, 6), Case("PushT", "", 4, 3, 5, full=0.9), Case("Toy", "", 2, 2, 4, rows=4, max_steps=8)
 
 
 @pytest.mark.parametrize(("case", "few"), [(LIFT, 2), (PUSHT, 4)])
 def test_cheap_chunked_policies_have_the_calls_of_streaming_and_the_reference_h_times_as_many(case, few):
-    of = bench.arms(case)
+    of = {name: config for name, (_, config) in bench.arms(case, case).items()}
     calls = {name: calls_per_action(config) * case.chunk * config.warm for name, config in of.items()}
-    assert calls["SDP"] == calls["DP, few calls"] == pytest.approx(calls["DP, warm"]) == few and calls["SDP, one call"] == 1
+    assert calls["SDP"] == calls["DP, few calls"] == pytest.approx(calls["DP, warm"]) == few
+    assert calls["SDP, one call"] == calls["SDP, distilled, one call"] == calls[bench.ONE_STEP] == 1
     assert calls[bench.REFERENCE] / calls["SDP"] >= bench.CHUNKS[case.world]
     assert [len(bench.seeds_of(case, of[name])) for name in ("SDP", "DP, DDPM 100")] == [bench.SEEDS[case.world], 50]
+
+
+def test_a_student_is_trained_once_from_the_cases_own_checkpoint(tmp_path, monkeypatch):
+    card = {"action": {"names": ["x", "y"]}, "proprio": {"names": ["a", "b", "c"]}, "rate_hz": 10.0}
+    checkpoint = tiny.trained(tmp_path, card, 3)
+    monkeypatch.setattr(bench, "DISTILLED", {"Lift": 1})
+    case = Case("Lift", str(checkpoint), 1, 6, 6)
+    student = bench.student_of(case)
+    _, about = load_model(student.checkpoint)
+    assert about["config"]["distil"] == {"teacher": str(checkpoint), "rows": 16} and about["step"] == 1
+    assert bench.student_of(case) == student and bench.student_of(TOY) == TOY
+    assert {own.checkpoint for own, _ in bench.arms(case, student).values()} == {case.checkpoint, student.checkpoint}
 
 
 def figures(**outcomes):
     """Fifty outcomes an arm, 45 of them 1 unless told otherwise."""
     calls = {bench.REFERENCE: 5.3, "SDP": 0.67}
-    names = bench.arms(LIFT)
+    names = bench.arms(LIFT, LIFT)
     told = lambda name: outcomes.get(name, 45)  # noqa: E731
     return {name: {"outcomes": [1.0] * told(name) + [0.0] * (50 - told(name)), "calls_per_action": calls.get(name, 1.0)} for name in names}
 
 
 def test_gates_follow_the_figures():
-    cheap = {"DP, few calls": 40, "DP, warm": 41}
+    cheap = {"DP, few calls": 40, "DP, warm": 41, bench.ONE_STEP: 44}
     assert [gate.verdict for gate in bench.judged(LIFT, figures(), True)] == [HOLDS] * 3
-    assert [gate.verdict for gate in bench.judged_together({"Lift": figures(**cheap)}, True)] == [HOLDS] * 2
+    assert [gate.verdict for gate in bench.judged_together({"Lift": figures(**cheap)}, True)] == [HOLDS] * 3
     assert [gate.verdict for gate in bench.judged(LIFT, figures(SDP=43), True)] == [HOLDS, FAILS, HOLDS]
     assert [gate.verdict for gate in bench.judged(LIFT, figures(**{"SDP, one call": 42}), True)] == [HOLDS, HOLDS, FAILS]
-    assert [gate.verdict for gate in bench.judged_together({"Lift": figures()}, True)] == [FAILS] * 2, "as good is not better"
+    assert [gate.verdict for gate in bench.judged_together({"Lift": figures()}, True)] == [FAILS] * 3, "as good is not better"
     assert {gate.verdict for gate in bench.judged(LIFT, figures(), False)} == {NOT_JUDGED}
     assert "score lost" in bench.judged(PUSHT, figures(), True)[1].name
 
 
-@pytest.mark.parametrize("name", [bench.REFERENCE, "DP, warm", "SDP"])
+@pytest.mark.parametrize("name", [bench.REFERENCE, "DP, warm", "SDP", bench.ONE_STEP])
 def test_a_cell_measures_the_toy_world(name):
     with unchecked_shapes():
-        found = bench.measured(TOY, asdict(bench.arms(TOY)[name]), [0, 1], 0)
+        found = bench.measured(TOY, asdict(bench.arms(TOY, TOY)[name][1]), [0, 1], 0)
     assert found["rollouts"] == len(found["outcomes"]) == 2 and found["mean_ticks"] <= 8
     assert found["calls_per_action"] > 0 and found["jump_inside"] >= 0 and found["jump_border"] > 0

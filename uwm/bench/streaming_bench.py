@@ -8,13 +8,16 @@
 | SDP, as published | 100 ancestral rows, zero primer (Høeg et al. 2024) | 100 / h |
 | SDP | 12 rows, h chunks in the buffer | 12 / h |
 | SDP, one call | h rows | 1 |
+| DP, distilled | consistency-distilled from the same weights (Consistency Policy, Prasad et al. 2024) | 1 / 3 |
+| SDP, distilled | the same student in the rolling buffer, h rows | 1 |
 
-One checkpoint a world serves every arm, so that only the sampling differs; it was trained here on scripted demonstrations (those of Push-T
-are a planner's, not the papers' human ones). Lift runs 50 seeds, Push-T 200, of which the arms of 100 rows run the first 50.
+One checkpoint a world serves every arm but the distilled ones, so that only the sampling differs; it was trained here on scripted
+demonstrations (those of Push-T are a planner's, not the papers' human ones), and one student of it serves the others. Lift runs
+50 seeds, Push-T 200, of which the arms of 100 rows run the first 50.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,14 +29,20 @@ from uwm.bench.gates import Gate
 from uwm.bench.runner import Result
 from uwm.bench.seams import seams, smoothness
 from uwm.build import load_model, policy_latency
+from uwm.core.config import from_mapping
+from uwm.core.patterns import Pattern
 from uwm.robot import evaluate as evaluation
 from uwm.robot.policy import Policy, PolicyConfig
+from uwm.runs import DistilConfig, TrainRun
+from uwm.training import train
 
 CLAIM = "The rolling buffer acts as well as a chunked policy of 16 rows, in h times fewer calls, and better than cheap chunked ones."
-ROWS, REFERENCE = 12, "DP, DDIM 16"
+ROWS, REFERENCE, ONE_STEP = 12, "DP, DDIM 16", "DP, distilled, 1 call"
 CHUNKS = {"PushT": 3, "Lift": 6, "Toy": 4}  # the ladders that the policies were trained on
 SEEDS = {"PushT": 200, "Lift": 50, "Toy": 2}
 LONG = 50  # rollouts at most of arms with 100 rows
+DISTILLED = {"PushT": 2500, "Lift": 800}  # steps of the students
+RATE = 5e-4  # of the students: they begin with what their teacher knows
 NEAR, ONE_CALL = 0.03, 0.05  # of successes (or scores) that may be lost to the reference
 
 
@@ -42,25 +51,47 @@ def run(quick: bool, out: Path | None) -> Result:
     cases = [Case("Toy", "", 2, 2, 4, max_steps=24)] if quick else [delay_bench.pusht(), delay_bench.lift()]
     gates, figures = [], {}
     for case in cases:
-        chosen = arms(case)
-        measuring = {name: partial(measured, case, asdict(config), seeds_of(case, config)) for name, config in chosen.items()}
+        chosen = arms(case, student_of(case))
+        measuring = {name: partial(measured, own, asdict(config), seeds_of(own, config)) for name, (own, config) in chosen.items()}
         found = experiment.run_arms(f"streaming-{case.world}", measuring, (0,), _told(case, chosen), *experiment.where(quick))
-        latency = {name: policy_latency(_policy(case, config), repeats=30) for name, config in chosen.items()}
+        latency = {name: policy_latency(_policy(own, config), repeats=30) for name, (own, config) in chosen.items()}
         figures[case.world] = {name: {**runs[0], "latency_ms": latency[name]} for name, runs in found.items()}
         gates += judged(case, figures[case.world], not quick)
     return Result(CLAIM, [*gates, *judged_together(figures, not quick)], range(FIRST_SEED, FIRST_SEED + max(SEEDS.values())), figures)
 
 
-def arms(case: Case) -> dict[str, PolicyConfig]:
-    """{arm: its policy}: the chunked ones over the whole trained horizon, the streaming ones over its ladder."""
+def student_of(case: Case) -> Case:
+    """The case with a student of its checkpoint, trained the first time: half of a chunked plan, half of the rolling buffer."""
+    if not case.checkpoint:
+        return case
+    taught = from_mapping(TrainRun, load_model(case.checkpoint)[1]["config"], case.checkpoint)
+    patterns = (
+        Pattern(0.5, "constant", "absent", state="absent"),
+        Pattern(0.5, "ladder", "absent", state="absent", chunk=case.chunk, rungs=CHUNKS[case.world]),
+    )
+    learned = replace(
+        taught.train, steps=DISTILLED[case.world], objective=replace(taught.train.objective, patterns=patterns),
+        optim=replace(taught.train.optim, rate=RATE),
+    )  # fmt: skip
+    run = replace(taught, out=f"{taught.out}_distilled", train=learned, distil=DistilConfig(case.checkpoint))
+    return replace(case, checkpoint=str(train(run)))
+
+
+def arms(case: Case, student: Case) -> dict[str, tuple[Case, PolicyConfig]]:
+    """{arm: whose weights, its policy}: the chunked ones over the whole trained horizon, the streaming ones over its ladder."""
     held, few = CHUNKS[case.world], -(-ROWS // CHUNKS[case.world])
     chunked = lambda rows, **more: PolicyConfig("chunked", rows, case.chunk, case.whole, **more)  # noqa: E731
     streaming = lambda rows, **more: PolicyConfig("streaming", rows, case.chunk, held, **more)  # noqa: E731
-    return {
+    own = {
         "DP, DDPM 100": chunked(100, step="ancestral"), REFERENCE: chunked(16), "DP, DDIM 10": chunked(10),
         "DP, few calls": chunked(few), "DP, warm": chunked(ROWS, warm=few / ROWS),
         "SDP, as published": streaming(100, step="ancestral", primer="zero"), "SDP": streaming(ROWS), "SDP, one call": streaming(held),
     }  # fmt: skip
+    distilled = {
+        ONE_STEP: chunked(1, step="consistency"), "DP, distilled, 3 calls": chunked(3, step="consistency"),
+        "SDP, distilled, one call": streaming(held),
+    }  # fmt: skip
+    return {arm: (case, policy) for arm, policy in own.items()} | {arm: (student, policy) for arm, policy in distilled.items()}
 
 
 def seeds_of(case: Case, config: PolicyConfig) -> list[int]:
@@ -69,10 +100,10 @@ def seeds_of(case: Case, config: PolicyConfig) -> list[int]:
     return list(range(FIRST_SEED, FIRST_SEED + count))
 
 
-def _told(case: Case, chosen: dict[str, PolicyConfig]) -> list:
+def _told(case: Case, chosen: dict[str, tuple[Case, PolicyConfig]]) -> list:
     """What figures depend on beside the arm: weights, world, policies."""
-    weights = base.weights_of(case.checkpoint) if case.checkpoint else ""
-    return [weights, asdict(case), {name: asdict(config) for name, config in chosen.items()}, SEEDS[case.world]]
+    weights = sorted({base.weights_of(own.checkpoint) for own, _ in chosen.values() if own.checkpoint})
+    return [weights, asdict(case), {name: asdict(config) for name, (_, config) in chosen.items()}, SEEDS[case.world]]
 
 
 def measured(case: Case, policy: dict, seeds: list[int], _: int) -> dict:
@@ -111,7 +142,7 @@ def judged(case: Case, found: dict, enough: bool) -> list[Gate]:
 def judged_together(worlds: dict, enough: bool) -> list[Gate]:
     """Streaming against chunked policies of as many calls, on the mean over the worlds."""
     gates = []
-    for arm in ("DP, few calls", "DP, warm"):
+    for arm in ("DP, few calls", "DP, warm", ONE_STEP):
         mean: Callable[[str], float] = lambda name: float(np.mean([_outcomes(found, name).mean() for found in worlds.values()]))  # noqa: E731
         told = f"{arm}, {mean(arm):.3f}"
         gates.append(Gate(f"mean of the worlds: SDP ahead of {arm}", mean("SDP") - mean(arm), ">", 0.0, enough, told))
