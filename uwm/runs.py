@@ -11,6 +11,7 @@ from uwm.learn.loop import TrainConfig
 from uwm.nn.autoencoder import AutoencoderConfig
 from uwm.nn.backbone import BackboneConfig
 from uwm.nn.codecs import NormaliseConfig
+from uwm.nn.eyes import EyesConfig
 from uwm.nn.robot_model import Member, ModelConfig
 from uwm.nn.unet import UNetSizes
 from uwm.robot.chunking import ChunkingConfig
@@ -65,12 +66,13 @@ class SizeConfig:
     normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
     trunk: str = "transformer"
     unet: UNetSizes = field(default_factory=UNetSizes)
+    eyes: EyesConfig = field(default_factory=EyesConfig)
 
     def model(
         self, cameras: tuple[str, ...], proprio_size: int, action_size: int, image_size: int, members: tuple[Member, ...] = ()
     ) -> ModelConfig:
         """The whole config of a model in a world of these sizes."""
-        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        own = {each.name: getattr(self, each.name) for each in fields(self)} | {"eyes": self.eyes.resolved()}
         autoencoder = AutoencoderConfig(image_size, own.pop("latent_channels"), own.pop("latent"))
         return ModelConfig(cameras, proprio_size, action_size, autoencoder=autoencoder, members=members, **own)
 

@@ -22,7 +22,7 @@ from uwm.learn.loop import TrainState, generator_at, restore
 from uwm.learn.loop import train as run_training
 from uwm.learn.objective import Batch
 from uwm.learn.precision import resolved
-from uwm.nn import trunks
+from uwm.nn import eyes, trunks
 from uwm.nn.robot_model import ModelConfig, RobotModel
 from uwm.runs import TrainRun
 from uwm.windows import MixtureWindows, ModelWindows
@@ -79,6 +79,7 @@ def _prepare(model: RobotModel, data: TrainingData, log: Log, teacher: RobotMode
         model.load_state_dict(teacher.state_dict())
         return
     _fit(model, data)
+    eyes.begin(model.see, model.config.eyes)
     if not data.films:
         return
     run = data.run

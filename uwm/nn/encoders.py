@@ -39,19 +39,43 @@ class Keypoints(nn.Module):
         return self.out(2 * where.flatten(1))[:, None]  # twice: means of broad maps lie near the middle
 
 
-class ImageEncoder(nn.Module):
-    """An upright RGB frame in [0, 1] to `grid` x `grid` tokens by strided convolutions, and one token of keypoints.
+class Eye(nn.Module):
+    """An upright RGB frame in [0, 1] to `tokens` tokens: `grid` x `grid` of cells, row by row, and one of the whole frame.
+
+    A network of this kind has `look(image) -> (tokens of cells (B, P - 1, D), the other (B, 1, D))`.
+    """
+
+    def __init__(self, image_size: int, grid: int):
+        super().__init__()
+        self.image_size, self.grid, self.tokens = image_size, grid, grid**2 + 1
+
+    @property
+    def places(self) -> Float[Tensor, "P 3"]:
+        """(frame, row, column) of every token: the present frame, the cells of the grid, and its middle for the last."""
+        cells = torch.cartesian_prod(torch.arange(self.grid), torch.arange(self.grid)).float()
+        return nn.functional.pad(torch.cat([cells, cells.mean(dim=0, keepdim=True)]), (1, 0))
+
+    def forward(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B P D"]:
+        wanted = (3, self.image_size, self.image_size)
+        if image.shape[1:] != wanted:
+            raise ValueError(f"images must be (B, {wanted}) in [0, 1], got {tuple(image.shape)}")
+        cells, whole = self.look(image)
+        return torch.cat([cells, whole.to(cells.dtype)], dim=1)
+
+
+class ImageEncoder(Eye):
+    """Cells by strided convolutions, and keypoints.
 
     Each stage halves the image, so the image size must be `grid` times a power of two. The keypoints are read after two
     stages, at a quarter of the image's side, or after the last one if there are fewer.
     """
 
     def __init__(self, image_size: int, grid: int, width: int, channels: int = 32):
-        super().__init__()
+        super().__init__(image_size, grid)
         stages = (image_size // grid).bit_length() - 1
         if image_size != grid << stages or stages < 1:
             raise ValueError(f"image size must be grid x 2, 4, 8, ...; got image {image_size}, grid {grid}")
-        self.grid, self.tokens, early = grid, grid**2 + 1, min(2, stages)
+        early = min(2, stages)
         sizes = [5] + [min(channels << stage, width) for stage in range(stages)]
         layers = [_convolution(a, b, 5 if a == 5 else 3, 2) for a, b in itertools.pairwise(sizes)]
         self.early, self.late = nn.Sequential(*layers[:early]), nn.Sequential(*layers[early:])
@@ -59,20 +83,10 @@ class ImageEncoder(nn.Module):
         self.keypoints = Keypoints(sizes[early], image_size >> early, width)
         self.register_buffer("coordinates", _coordinates(image_size, image_size), persistent=False)
 
-    @property
-    def places(self) -> Float[Tensor, "P 3"]:
-        """(frame, row, column) of every token: the present frame, the cells of the grid, and its middle for the keypoints."""
-        cells = torch.cartesian_prod(torch.arange(self.grid), torch.arange(self.grid)).float()
-        return nn.functional.pad(torch.cat([cells, cells.mean(dim=0, keepdim=True)]), (1, 0))
-
-    def forward(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B P D"]:
-        if image.shape[1:] != (3, *self.coordinates.shape[2:]):
-            wanted = (3, *self.coordinates.shape[2:])
-            raise ValueError(f"images must be (B, {wanted}) in [0, 1], got {tuple(image.shape)}")
+    def look(self, image: Float[Tensor, "B 3 H W"]) -> tuple[Tensor, Tensor]:
         coordinates = self.coordinates.to(image).expand(len(image), -1, -1, -1)
         features = self.early(torch.cat([2 * image - 1, coordinates], dim=1))
-        patches = self.out(rearrange(self.late(features), "b c h w -> b (h w) c"))
-        return torch.cat([patches, self.keypoints(features).to(patches.dtype)], dim=1)
+        return self.out(rearrange(self.late(features), "b c h w -> b (h w) c")), self.keypoints(features)
 
 
 class StateEncoder(nn.Module):

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from uwm.core import roles
 from uwm.core.shapes import Bool, Float, Int
 from uwm.core.streams import Layout, Stream
+from uwm.nn import eyes
 from uwm.nn.autoencoder import Autoencoder
 from uwm.nn.backbone import Backbone, Prefix
 from uwm.nn.codecs import VideoCodec
-from uwm.nn.encoders import ImageEncoder, StateEncoder
+from uwm.nn.encoders import StateEncoder
 from uwm.nn.robot_model import ModelConfig, Observation, RobotModel
 
 
@@ -29,7 +30,7 @@ class UnifiedModel(RobotModel):
         self.backbone = Backbone(config.backbone)
         self.autoencoder = Autoencoder(config.autoencoder).requires_grad_(False)
         image_size = config.autoencoder.image_size
-        self.see = nn.ModuleDict({name: ImageEncoder(image_size, config.grid, width) for name in config.cameras})
+        self.see = nn.ModuleDict({name: eyes.make(config.eyes, image_size, config.grid, width) for name in config.cameras})
         self.feel = StateEncoder(config.proprio_size, width)
         self.context_tag = nn.Parameter(0.02 * torch.randn(1 + len(config.cameras), width))
         self.stream_tag = nn.Parameter(0.02 * torch.randn(len(self.layout.streams), width))

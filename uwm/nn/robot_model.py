@@ -20,6 +20,7 @@ from uwm.core.streams import Layout, Stream
 from uwm.nn.autoencoder import AutoencoderConfig
 from uwm.nn.backbone import BackboneConfig
 from uwm.nn.codecs import Embodiment, NormaliseConfig
+from uwm.nn.eyes import EyesConfig
 from uwm.nn.unet import UNetSizes
 
 TRUNKS = ("transformer", "unet")
@@ -40,8 +41,8 @@ class ModelConfig:
 
     `past`: executed actions that may be shown; `horizon`: future actions; `video_frames`: future frames, in ticks;
     `state_frames`: the same for proprioception, which is told as its change since now;
-    `cameras`: names; `grid`: tokens per side of an observed image (one more holds its keypoints); `patch` and `merge`: a
-    video token stands for patch x patch latents of merge frames (named by the first of them); `path` and
+    `cameras`: names; `grid`: tokens per side of an observed image (one more holds its keypoints, or sums it up), made by
+    `eyes`; `patch` and `merge`: a video token stands for patch x patch latents of merge frames (named by the first of them); `path` and
     `noise_shift`: see `uwm.noise.gaussian.path`; sizes in numbers; `normalise`: how each stream is normalised; `members`:
     the datasets of a mixture, whose actions and proprioception fill the first of `action_size` and `proprio_size` places;
     `trunk`: "transformer", of the sizes `backbone`, or "unet", of the sizes `unet`, which knows actions only.
@@ -66,6 +67,7 @@ class ModelConfig:
     members: tuple[Member, ...] = ()
     trunk: str = "transformer"
     unet: UNetSizes = field(default_factory=UNetSizes)
+    eyes: EyesConfig = field(default_factory=EyesConfig)
 
     def __post_init__(self):
         if self.trunk not in TRUNKS:

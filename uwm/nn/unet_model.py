@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from uwm.core import roles
 from uwm.core.shapes import Bool, Float, Int
 from uwm.core.streams import Layout
-from uwm.nn.encoders import ImageEncoder, StateEncoder
+from uwm.nn import eyes
+from uwm.nn.encoders import StateEncoder
 from uwm.nn.robot_model import ModelConfig, Observation, RobotModel
 from uwm.nn.unet import UNet
 
@@ -40,7 +41,7 @@ class UNetModel(RobotModel):
     def __init__(self, config: ModelConfig):
         super().__init__(config)
         size, side = config.unet.feature, config.autoencoder.image_size
-        self.see = nn.ModuleDict({name: ImageEncoder(side, config.grid, size) for name in config.cameras})
+        self.see = nn.ModuleDict({name: eyes.make(config.eyes, side, config.grid, size) for name in config.cameras})
         self.feel = StateEncoder(config.proprio_size, size)
         condition = size * (1 + 2 * len(config.cameras))
         self.unet = UNet(config.unet, config.action_size, condition, config.past + config.horizon)
