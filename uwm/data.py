@@ -174,4 +174,4 @@ def _refuse_disagreement(group: list[Dataset], fields: tuple[str, ...], reason: 
 
 def window_config(run: TrainRun, rate_hz: float) -> WindowConfig:
     """What windows need to know of a run; the members of a mixture share its memory."""
-    return WindowConfig(rate_hz, run.augment, run.camera_dropout, int(run.cache_gb * 2**30) // len(members_of(run)))
+    return WindowConfig(rate_hz, run.augment, run.camera_dropout, int(run.cache_gb * 2**30) // len(members_of(run)), run.latents)

@@ -8,6 +8,7 @@ from uwm.core.config import unknown
 from uwm.learn.augment import AugmentConfig
 from uwm.learn.autoencode import AutoencodeConfig
 from uwm.learn.loop import TrainConfig
+from uwm.nn import pretrained
 from uwm.nn.autoencoder import AutoencoderConfig
 from uwm.nn.backbone import BackboneConfig
 from uwm.nn.codecs import NormaliseConfig
@@ -48,7 +49,10 @@ class CollectRun:
 
 @dataclass(frozen=True)
 class SizeConfig:
-    """The model's own choices; sizes of actions, proprioception and images come from the store."""
+    """The model's own choices; sizes of actions, proprioception and images come from the store.
+
+    `latent_path`: the folder of a pretrained autoencoder in place of our own of `latent` and `latent_channels`.
+    """
 
     past: int = 2
     horizon: int = 18
@@ -62,6 +66,7 @@ class SizeConfig:
     noise_shift: float = 2.0
     latent: int = 8
     latent_channels: int = 24
+    latent_path: str = ""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
     trunk: str = "transformer"
@@ -73,7 +78,8 @@ class SizeConfig:
     ) -> ModelConfig:
         """The whole config of a model in a world of these sizes."""
         own = {each.name: getattr(self, each.name) for each in fields(self)} | {"eyes": self.eyes.resolved()}
-        autoencoder = AutoencoderConfig(image_size, own.pop("latent_channels"), own.pop("latent"))
+        channels, latent, path = (own.pop(name) for name in ("latent_channels", "latent", "latent_path"))
+        autoencoder = pretrained.described(path, image_size) if path else AutoencoderConfig(image_size, channels, latent)
         return ModelConfig(cameras, proprio_size, action_size, autoencoder=autoencoder, members=members, **own)
 
 
@@ -147,8 +153,9 @@ class TrainRun:
     `data`: a store or a dataset of any format that can be read, which is converted once into `out`/data; a `mixture` with
     members stands in its place. `options`: of the reader of another format, e.g. {filter_key: valid}. `declare`: what the card
     leaves unknown, e.g. {image_orientation: upright, action: {mode: delta}}. `image_size`: pixels a side, null for the data's
-    own where the card tells one, else 64. `cache_gb`: memory for frames and latents. `distil`: begin with a teacher's weights, and
-    learn to say in one call where its path ends.
+    own where the card tells one, else 64. `cache_gb`: memory for frames and latents. `latents`: a folder that keeps the latents of
+    training frames on disk, for later runs too; "" for memory. `distil`: begin with a teacher's weights, and learn to say in one call
+    where its path ends.
     """
 
     data: str = "runs/lift.zarr"
@@ -160,6 +167,7 @@ class TrainRun:
     threads: int = 0
     image_size: int | None = None
     cache_gb: float = 2.0
+    latents: str = ""
     options: dict[str, Any] | None = None
     declare: dict[str, Any] | None = None
     streams: StreamsConfig = field(default_factory=StreamsConfig)

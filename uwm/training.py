@@ -10,13 +10,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Generator
 
 from uwm.core.config import ConfigError, from_mapping, to_mapping
 from uwm.data import ONLY, TrainingData, members_of, window_config
 from uwm.dataset import Dataset
 from uwm.learn import checkpoint as checkpoints
 from uwm.learn import consistency
-from uwm.learn.autoencode import train_autoencoder
+from uwm.learn.autoencode import measure_spread, train_autoencoder
 from uwm.learn.logs import Log
 from uwm.learn.loop import TrainState, generator_at, restore
 from uwm.learn.loop import train as run_training
@@ -83,6 +84,9 @@ def _prepare(model: RobotModel, data: TrainingData, log: Log, teacher: RobotMode
     if not data.films:
         return
     run = data.run
+    if model.config.autoencoder.path:
+        measure_spread(model.autoencoder, data.frames(), Generator().manual_seed(run.train.seed))
+        return
     log.begin("autoencoder", run.autoencoder.steps, 0)
     train_autoencoder(
         model.autoencoder, data.frames(), run.autoencoder, run.train.seed, run.train.precision,

@@ -6,12 +6,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import pad
 
+from uwm.core.config import ConfigError
 from uwm.dataset import Dataset, as_tensor, resized
 from uwm.learn.augment import AugmentConfig, augment
 from uwm.learn.autoencode import LatentTable, merged_tokens
@@ -24,12 +26,13 @@ _RATE_SLACK = 1e-6  # of one frame, as in `uwm_data.windows`
 
 @dataclass(frozen=True)
 class WindowConfig:
-    """Ticks per second of the model; what is done to training frames; memory for latents of frames."""
+    """Ticks per second of the model; what is done to training frames; memory for latents of frames, or a folder for them."""
 
     rate_hz: float
     augment: AugmentConfig
     camera_dropout: float
     cache_bytes: int
+    latents: str = ""
 
 
 class ModelWindows:
@@ -51,7 +54,7 @@ class ModelWindows:
         self.windows = uwm_data.Windows(data.store, offsets, episodes, data.anchor, config.cache_bytes)
         films = bool(model.config.video_frames and data.cameras)
         self.codec = model.video if films else None
-        self.latents = (self._table() if self._fits_in_memory() else self._encoded) if films else None
+        self.latents = (self._table() if config.latents or self._fits_in_memory() else self._encoded) if films else None
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -173,8 +176,16 @@ class ModelWindows:
         return np.floor(tick[:, None] * (own / self.data.rate_hz) + ahead + _RATE_SLACK).astype(np.int64)
 
     def _table(self) -> Callable[..., tuple[Tensor, Tensor]]:
-        frames = self.data.frames(self.windows.episodes.tolist(), self._side)
-        return LatentTable(self.codec, frames, tuple(self.data.cameras)).at
+        episodes, cameras = self.windows.episodes.tolist(), tuple(self.data.cameras)
+        frames = self.data.frames(episodes, self._side)
+        if not self.config.latents:
+            return LatentTable(self.codec, frames, cameras).at
+        data = self.data.store.checksum_of(episodes)
+        folder = Path(self.config.latents) / f"{self.member or self.data.path.stem}-{data[:12]}"
+        try:
+            return LatentTable(self.codec, frames, cameras, folder, data).at
+        except ValueError as error:
+            raise ConfigError(f"latents={self.config.latents}: {error}") from error
 
     def _encoded(self, camera: str, place: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         """What a table would give, encoded afresh: for data whose latents do not fit into memory."""

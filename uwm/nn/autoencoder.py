@@ -1,6 +1,7 @@
-"""A small convolutional autoencoder: frames to a grid of latents and back, trained by the project on its own frames.
+"""Frames to a grid of latents and back: a small convolutional autoencoder, trained by the project on its own frames.
 
-Latents are divided by a measured spread per channel, so that diffusion sees about unit variance.
+Latents are divided by a measured spread per channel, so that diffusion sees about unit variance. `uwm.nn.pretrained` has one
+with weights from elsewhere behind the same face.
 """
 
 from dataclasses import dataclass
@@ -11,26 +12,62 @@ from torch import Tensor, nn
 
 from uwm.core.shapes import Float
 
+PART = 64  # frames that are encoded at once where there are many
+
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """`image_size` pixels a side are halved three times to a grid of latents with `latent` channels."""
+    """`image_size` pixels a side are halved three times to a grid of latents with `latent` channels.
+
+    `path`: the folder of a pretrained one, "" for our own of `channels`; `fingerprint`: of its weights.
+    """
 
     image_size: int = 64
     channels: int = 32
     latent: int = 8
+    path: str = ""
+    fingerprint: str = ""
 
     def __post_init__(self):
         if self.image_size % 16:
             raise ValueError(f"image_size must be a multiple of 16 (8x down, patches of 2), got {self.image_size}")
 
 
-class Autoencoder(nn.Module):
-    """encode: (B, 3, H, W) in [0, 1] -> (B, C, H/8, W/8); decode is its inverse."""
+class FrameCoder(nn.Module):
+    """encode: (B, 3, H, W) in [0, 1] -> (B, C, H/8, W/8); decode is its inverse.
+
+    What a network has to do is `raw` (frames in [-1, 1] to latents of any spread) and `unraw`.
+    """
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
         self.config = config
+        self.register_buffer("shift", torch.zeros(1, config.latent, 1, 1))
+        self.register_buffer("spread", torch.ones(1, config.latent, 1, 1))
+
+    def encode(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+        return (self.raw(2 * image - 1) - self.shift) / self.spread
+
+    def decode(self, latent: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
+        return ((self.unraw(latent * self.spread + self.shift) + 1) / 2).clamp(0, 1)
+
+    def reconstruct(self, image: Tensor) -> Tensor:
+        """Decoded encoding, without the clamp: what training compares with the image."""
+        return (self.unraw(self.raw(2 * image - 1)) + 1) / 2
+
+    @torch.no_grad()
+    def measure_spread(self, image: Tensor) -> None:
+        """Sets the latents' mean and spread from frames, so that they have about mean 0 and variance 1."""
+        latent = torch.cat([self.raw(2 * part - 1) for part in image.split(PART)])
+        self.shift.copy_(latent.mean(dim=(0, 2, 3), keepdim=True))
+        self.spread.copy_(latent.std(dim=(0, 2, 3), keepdim=True).clamp(min=1e-3))
+
+
+class Autoencoder(FrameCoder):
+    """Our own: three strided convolutions down, three up."""
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__(config)
         c, z = config.channels, config.latent
         self.encoder = nn.Sequential(
             _down(3, c), _down(c, 2 * c), _down(2 * c, 4 * c), nn.Conv2d(4 * c, z, 3, 1, 1)
@@ -38,25 +75,12 @@ class Autoencoder(nn.Module):
         self.decoder = nn.Sequential(
             nn.Conv2d(z, 4 * c, 3, 1, 1), nn.SiLU(), _up(4 * c, 2 * c), _up(2 * c, c), _up(c, 16), nn.Conv2d(16, 3, 3, 1, 1)
         )
-        self.register_buffer("shift", torch.zeros(1, z, 1, 1))
-        self.register_buffer("spread", torch.ones(1, z, 1, 1))
 
-    def encode(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
-        return (self.encoder(2 * image - 1) - self.shift) / self.spread
+    def raw(self, image: Tensor) -> Tensor:
+        return self.encoder(image)
 
-    def decode(self, latent: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
-        return ((self.decoder(latent * self.spread + self.shift) + 1) / 2).clamp(0, 1)
-
-    def reconstruct(self, image: Tensor) -> Tensor:
-        """Decoded encoding, without the clamp: what training compares with the image."""
-        return (self.decoder(self.encoder(2 * image - 1)) + 1) / 2
-
-    @torch.no_grad()
-    def measure_spread(self, image: Tensor) -> None:
-        """Sets the latents' mean and spread from frames, so that they have about mean 0 and variance 1."""
-        latent = self.encoder(2 * image - 1)
-        self.shift.copy_(latent.mean(dim=(0, 2, 3), keepdim=True))
-        self.spread.copy_(latent.std(dim=(0, 2, 3), keepdim=True).clamp(min=1e-3))
+    def unraw(self, latent: Tensor) -> Tensor:
+        return self.decoder(latent)
 
 
 def _down(before: int, after: int) -> nn.Module:

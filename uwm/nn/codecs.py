@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from uwm.core.shapes import Float
-from uwm.nn.autoencoder import Autoencoder, from_tokens, to_tokens
+from uwm.nn.autoencoder import FrameCoder, from_tokens, to_tokens
 
 NORMALISERS = ("mean-std", "min-max", "quantile")
 SMALLEST = 1e-12  # a spread below this is nothing in any unit; dividing by it would leave float32
@@ -114,7 +114,7 @@ class VideoCodec:
     A token stands for `patch` x `patch` latents of `merge` frames.
     """
 
-    def __init__(self, autoencoder: Autoencoder, patch: int = 2, merge: int = 1):
+    def __init__(self, autoencoder: FrameCoder, patch: int = 2, merge: int = 1):
         self.autoencoder, self.patch, self.merge = autoencoder, patch, merge
         side = autoencoder.config.image_size // (8 * patch)
         self.grid = (side, side)

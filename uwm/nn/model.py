@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from uwm.core import roles
 from uwm.core.shapes import Bool, Float, Int
 from uwm.core.streams import Layout, Stream
-from uwm.nn import eyes
-from uwm.nn.autoencoder import Autoencoder
+from uwm.nn import eyes, pretrained
 from uwm.nn.backbone import Backbone, Prefix
 from uwm.nn.codecs import VideoCodec
 from uwm.nn.encoders import StateEncoder
@@ -28,7 +27,7 @@ class UnifiedModel(RobotModel):
         super().__init__(config)
         width = config.backbone.width
         self.backbone = Backbone(config.backbone)
-        self.autoencoder = Autoencoder(config.autoencoder).requires_grad_(False)
+        self.autoencoder = pretrained.make(config.autoencoder).requires_grad_(False)
         image_size = config.autoencoder.image_size
         self.see = nn.ModuleDict({name: eyes.make(config.eyes, image_size, config.grid, width) for name in config.cameras})
         self.feel = StateEncoder(config.proprio_size, width)
