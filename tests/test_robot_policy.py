@@ -234,6 +234,8 @@ class Summing(tiny.UnifiedModel):
     """Dynamics that are known: the state changes by the sum of the actions so far, in the first two of its three numbers."""
 
     def forward(self, x, level, role, layout, prefix, dims=None):
+        if "state" not in layout.names:
+            return super().forward(x, level, role, layout, prefix, dims)
         action, there = layout.mask("action"), layout.frame >= 0
         moved = torch.where((action & there)[None, :, None] & roles.seen(role)[..., None], x, 0.0)
         before = layout.frame[None, :] < layout.frame[:, None]

@@ -21,14 +21,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from uwm.core import roles
+from uwm.core import plans
 from uwm.core.shapes import Float, Int
 from uwm.core.streams import Layout, Stream
 from uwm.nn.robot_model import Observation, RobotModel
 from uwm.noise import gaussian
-from uwm.sample import roll
+from uwm.sample import loop, roll
 from uwm.sample.denoise import Denoiser, reordered
-from uwm.sample.steps import Denoise, rule
+from uwm.sample.randomness import Randomness
+from uwm.sample.steps import Denoise, ddim, rule
 
 LIMIT = 6.0  # normalised actions are clipped at this many spreads
 
@@ -186,21 +187,32 @@ class Policy:
     def foreseen(self, memory: roll.Buffer, observation: Observation, committed: Float[Tensor, "B D A"]) -> tuple[roll.Buffer, Observation]:
         """What will be felt once D `committed` actions (physical units) are executed, in one call; the memory drew noise for it."""
         count, batch, model = committed.shape[1], len(memory.tick), self.model
-        trained, state = model.layout["action"], model.layout["state"]
+        action, state = model.layout["action"], model.layout["state"]
         if count not in state.frames:
             raise ValueError(f"the model foresees proprioception {list(state.frames)} ticks ahead, not behind {count} actions")
-        action = replace(trained, frames=tuple(range(-self.config.past, count)))
-        state = replace(state, frames=tuple(frame for frame in state.frames if frame <= count))
-        layout = Layout((action, state))
-        role = torch.cat([roll.role(memory, count)[:, : action.tokens], roles.full(batch, state.tokens)], dim=1)
-        noise, randomness = memory.randomness.normal(state.tokens, state.size)
-        given = torch.cat([memory.past, self._tokens(committed).expand(batch, -1, -1)], dim=1)[..., : action.size]
-        x, level = layout.pack({"action": given, "state": noise}), layout.mask("state").float().expand(batch, -1)
-        denoise = Denoiser(model, self._path, model.config.prediction, layout, role, self._context(observation, batch), LIMIT)
-        change = layout.unpack(denoise(x, level))["state"][:, -1:]
-        self.calls += denoise.calls
-        proprio = model.to_proprio(observation.proprio, change)[:, 0]
+        layout = Layout((
+            replace(action, frames=tuple(range(-self.config.past, count))),
+            replace(state, frames=tuple(frame for frame in state.frames if frame <= count)),
+        ))  # fmt: skip
+        actions = torch.cat([memory.past, self._tokens(committed).expand(batch, -1, -1)], dim=1)[..., : action.size]
+        found, randomness = self.lead(layout, memory, actions, observation)
+        proprio = model.to_proprio(observation.proprio.expand(batch, -1), found["state"][:, -1:])[:, 0]
         return replace(memory, randomness=randomness), replace(observation, proprio=proprio)
+
+    @torch.no_grad()
+    def lead(
+        self, layout: Layout, memory: roll.Buffer, actions: Float[Tensor, "B n A"], observation: Observation, rows: int = 1
+    ) -> tuple[dict[str, Tensor], Randomness]:
+        """Forward dynamics: the clean tokens of the streams of `layout` behind its `actions` (normalised; past ones as in the memory)."""
+        batch, plan, past = len(actions), plans.mode(layout, "forward", rows), memory.past.shape[1]
+        role = plan.role.repeat(batch, 1)
+        role[:, layout.mask("action") & (layout.frame < 0)] = roll.role(memory)[:, :past]
+        known = {stream.name: actions.new_zeros(batch, stream.tokens, stream.size) for stream in layout.streams}
+        x, randomness = loop.start(self.path, layout.pack({**known, "action": actions}), plan.level[0], memory.randomness)
+        denoise = Denoiser(self.model, self.path, self.model.config.prediction, layout, role, self._context(observation, batch), LIMIT)
+        x, randomness = loop.sample(denoise, self.path, x, plan.level, ddim(), randomness)
+        self.calls += denoise.calls
+        return layout.unpack(x), randomness
 
     @torch.no_grad()
     def whole(
@@ -221,7 +233,7 @@ class Policy:
         self, memory: roll.Buffer, observation: Observation, committed: Tensor | None, count: int, revised: Tensor | None = None
     ) -> tuple[roll.Buffer, Tensor]:
         denoise = self._denoiser(memory, observation, 0 if committed is None else committed.shape[1])
-        memory, chunk = roll.tick(memory, self.ladder, denoise, self._path, self.step, committed, count, revised)
+        memory, chunk = roll.tick(memory, self.ladder, denoise, self.path, self.step, committed, count, revised)
         return memory, self._actions(chunk, denoise)
 
     def _revised(self, memory: roll.Buffer, observation: Observation) -> Float[Tensor, " B"] | None:
@@ -233,12 +245,12 @@ class Policy:
         config = self.config
         ladder = roll.Ladder(rows, self.ladder.horizon, 1, config.past, "zero")
         denoise = self._denoiser(memory, observation, 0)
-        guided = denoise if guide is None else guide(denoise, self._path)
+        guided = denoise if guide is None else guide(denoise, self.path)
         if config.warm < 1:
             kept, begin = ladder.horizon - config.chunk, math.ceil(config.warm * rows)
-            memory, chunk = roll.again(memory, ladder, guided, self._path, self.step, kept, begin)
+            memory, chunk = roll.again(memory, ladder, guided, self.path, self.step, kept, begin)
         else:
-            memory, chunk = roll.tick(roll.restarted(memory), ladder, guided, self._path, self.step)
+            memory, chunk = roll.tick(roll.restarted(memory), ladder, guided, self.path, self.step)
         return memory, self._actions(chunk, denoise)
 
     def _actions(self, chunk: Tensor, denoise: Denoiser) -> Tensor:
@@ -249,7 +261,8 @@ class Policy:
         return actions
 
     @property
-    def _path(self) -> gaussian.GaussianPath:
+    def path(self) -> gaussian.GaussianPath:
+        """The path that the model was trained on."""
         return gaussian.path(self.model.config.path, self.model.config.noise_shift)
 
     def _tokens(self, actions: Float[Tensor, "B n A"]) -> Float[Tensor, "B n S"]:
@@ -306,4 +319,4 @@ class Policy:
         context = self._context(observation, len(memory.tick))
         layout, order = self._layout(committed)
         network = reordered(self.model, order) if self.config.frames else self.model
-        return Denoiser(network, self._path, config.prediction, layout, roll.role(memory, committed), context, LIMIT)
+        return Denoiser(network, self.path, config.prediction, layout, roll.role(memory, committed), context, LIMIT)
