@@ -159,6 +159,10 @@ class RobotModel(nn.Module):
         """Future proprioception in physical units, from its change since `now`."""
         return now[:, None] + tokens[..., : self.normalise_proprio.size] * self.normalise_proprio.scale
 
+    def from_proprio(self, now: Float[Tensor, "B P"], future: Float[Tensor, "C n P"]) -> Float[Tensor, "C n S"]:
+        """The inverse of `to_proprio`, padded with zeros to the model's size; `now` may be one for all."""
+        return self._wide((future - now[:, None]) / self.normalise_proprio.scale, self.config.proprio_size)
+
     @staticmethod
     def _wide(value: Tensor, size: int) -> Tensor:
         return value if value.shape[-1] == size else pad(value, (0, size - value.shape[-1]))
