@@ -6,7 +6,7 @@
 | Lift, two cameras | trained here once on 400 episodes of the expert, actions only | the same |
 
 Every kind of chunking runs the same seeds on a virtual clock: the machine's speed has no influence. What is judged (no delay, 4
-ticks, 4 with jitter) runs 50 episodes, the other delays the first 10 of them: about 2,600 episodes, an hour on two cores. A
+ticks, 4 with jitter) runs 50 episodes, the other delays the first 5 of them: about 2,200 episodes, an hour on two cores. A
 quick run drives the toy world with random weights: it tells of time (gaps, reaction, first action), and success is not judged.
 """
 
@@ -50,7 +50,7 @@ LIFT_TRAINING = ("patterns@train.objective.patterns=actions", "train.steps=4000"
 PUSHT, PUSHT_DATA = Path("runs/bench/delay_pusht"), Path("runs/bench/pusht_pushed.zarr")
 PUSHT_MADE = ("--episodes", "2000", "--pushed-m", "0.02", "--workers", "2")
 KEPT = Path("runs/bench/delay")
-OUTLINE = 10  # episodes of a cell that is not judged
+OUTLINE = 5  # episodes of a cell that is not judged
 FIRST_SEED = 50_000  # below the seeds of Push-T's data and above those of Lift's
 
 
