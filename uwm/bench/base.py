@@ -34,10 +34,10 @@ def weights_of(checkpoint: str | Path) -> str:
     return hashlib.sha256((Path(checkpoint) / "average.safetensors").read_bytes()).hexdigest()
 
 
-def random_model(cameras: tuple[str, ...], image_size: int, **sizes) -> RobotModel:
-    """A small model with random weights, for two numbers of proprioception and of actions: it moves, and knows nothing."""
+def random_model(cameras: tuple[str, ...], image_size: int, proprio_size: int = 2, **sizes) -> RobotModel:
+    """A small model with random weights, for two numbers of actions: it moves, and knows nothing."""
     backbone, autoencoder = BackboneConfig(16, 2, 2, registers=2, waist=8), AutoencoderConfig(image_size, 8, 2)
-    config = ModelConfig(cameras, proprio_size=2, action_size=2, grid=2, backbone=backbone, autoencoder=autoencoder, **sizes)
+    config = ModelConfig(cameras, proprio_size, action_size=2, grid=2, backbone=backbone, autoencoder=autoencoder, **sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = trunks.make(config)
