@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,6 +141,18 @@ def test_ctrl_c_in_training_keeps_the_step_and_resuming_equals_straight_through(
     resumed, straight = (checkpoints.load(folder / "model", for_training=True) for folder in (tmp_path, trained))
     for part in ("weights", "average", "optimiser"):
         torch.testing.assert_close(getattr(resumed, part), getattr(straight, part), rtol=0, atol=0)
+
+
+def test_a_finished_run_goes_on_behind_a_restart_as_if_it_had_never_ended(store, trained, tmp_path, capfd):
+    shutil.copytree(trained, tmp_path / "on")
+    longer = ["train", f"data={store}", *TRAINING, "train.steps=7", "train.optim.restarts=[4]"]
+    for out in ("on", "straight"):
+        assert cli.main([*longer, f"out={tmp_path / out}"]) == 0
+    assert "resuming" in capfd.readouterr().out
+    on, straight = (checkpoints.load(tmp_path / out / "model", for_training=True) for out in ("on", "straight"))
+    for part in ("weights", "average", "optimiser"):
+        torch.testing.assert_close(getattr(on, part), getattr(straight, part), rtol=0, atol=0)
+    assert "a finished run goes on with" in refusal(capfd, "train", f"data={store}", f"out={trained}", *TRAINING, "train.steps=7")
 
 
 def test_other_settings_or_other_data_are_not_mixed_into_a_run(store, trained, tmp_path, capfd):

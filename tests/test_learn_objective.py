@@ -95,6 +95,17 @@ def test_the_rate_warms_up_and_falls_to_its_end():
     assert rate_at(100, 100, config) == pytest.approx(0.1)
 
 
+def test_a_restart_begins_again_and_leaves_what_was_before_it_alone():
+    once, twice = OptimConfig(rate=1.0, warmup=10, final=0.1), OptimConfig(rate=1.0, warmup=10, final=0.1, restarts=(100,))
+    first = [rate_at(step, 100, once) for step in range(100)]
+    assert [rate_at(step, 300, twice) for step in range(100)] == first
+    assert [rate_at(step, 200, twice) for step in range(100, 200)] == first
+    assert rate_at(300, 300, twice) == pytest.approx(0.1) and rate_at(60, 80, twice) == rate_at(60, 80, once)
+    for wrong in ((0,), (5, 3), (4, 4)):
+        with pytest.raises(ValueError, match="restarts are steps above 0 in ascending order"):
+            OptimConfig(restarts=wrong)
+
+
 def test_the_average_of_constant_weights_is_those_weights():
     net = tiny.model()
     average = Average(net, 0.9)

@@ -138,9 +138,20 @@ def _unfinished(out: Path, run: TrainRun, data: TrainingData) -> dict | None:
     then, now = (_without_places(to_mapping(each)) for each in (from_mapping(TrainRun, about["config"], str(out)), run))
     kept = ("model", "distil", "augment", "autoencoder", "train", "streams", "declare", "mixture", "image_size", "camera_dropout")
     changed = [key for key in kept if then[key] != now[key]]
+    if changed == ["train"] and about["step"] == then["train"]["steps"] and now["train"] == _longer(then["train"], run.train.steps):
+        return about
     if changed:
-        raise ConfigError(f"{out} was trained with other settings ({', '.join(changed)}): choose another `out`, or remove that folder")
+        raise ConfigError(
+            f"{out} was trained with other settings ({', '.join(changed)}): choose another `out`, or remove that folder "
+            f"(a finished run goes on with more train.steps and train.optim.restarts=[the step it ended at])"
+        )
     return about
+
+
+def _longer(train: dict, steps: int) -> dict:
+    """The settings of a run that goes on where one with these ended."""
+    restarts = [*train["optim"]["restarts"], train["steps"]]
+    return {**train, "steps": steps, "optim": {**train["optim"], "restarts": restarts}}
 
 
 def _without_places(run: dict) -> dict:

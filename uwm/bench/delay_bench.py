@@ -30,6 +30,7 @@ from uwm.bench.seams import seams, smoothness
 from uwm.core.patterns import Pattern
 from uwm.learn.loop import TrainConfig
 from uwm.learn.objective import ObjectiveConfig
+from uwm.learn.optim import OptimConfig
 from uwm.nn.backbone import BackboneConfig
 from uwm.nn.robot_model import RobotModel
 from uwm.robot.chunking import KINDS, ChunkingConfig, Planner
@@ -124,7 +125,7 @@ def cells(delays) -> list[Cell]:
 
 
 def pusht() -> Case:
-    """Push-T from states: 2000 episodes of the planner and a policy, made the first time, in two hours on a core.
+    """Push-T from states: 2000 episodes of the planner and a policy, made the first time, in three hours on a core.
 
     A buffer of 3 x 4, and the state that the model itself foresees up to 8 ticks ahead: what is under way leads there, and the plan
     is made from there. In every episode the planner is pushed aside now and then, so that not all that is under way is wished for.
@@ -138,8 +139,9 @@ def pusht() -> Case:
     )
     backbone = BackboneConfig(width=128, depth=3, heads=4, registers=4, waist=64)
     size = SizeConfig(horizon=16, video_frames=(), state_frames=tuple(range(1, 9)), backbone=backbone)
-    learned = TrainConfig(steps=11000, batch=96, precision="float32", objective=ObjectiveConfig(1, patterns=patterns))
     streams = StreamsConfig(cameras=(), proprio=("state",), action="action")
+    objective, optim = ObjectiveConfig(1, patterns=patterns), OptimConfig(restarts=(11000,))
+    learned = TrainConfig(steps=22000, batch=96, precision="float32", objective=objective, optim=optim)
     trained = train(TrainRun(str(PUSHT_DATA), str(PUSHT), streams=streams, logger="off", model=size, train=learned))
     return Case("PushT", str(trained), chunk=4, buffer=3, whole=4, foresee=True, full=SUCCESS_COVERAGE)
 

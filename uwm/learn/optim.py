@@ -13,6 +13,7 @@ from uwm.learn.muon import Muon
 class OptimConfig:
     """Linear warm-up and a cosine down to `final` times the rate; `average` caps the EMA's memory.
 
+    `restarts`: steps at which both begin again, e.g. where a finished run goes on (warm restarts; Loshchilov and Hutter 2017).
     `matrices`: what moves the weight matrices of the transformer's blocks, "muon" or "adamw"; AdamW moves all the rest.
     """
 
@@ -24,10 +25,13 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.98)
     average: float = 0.995
     matrices: str = "muon"
+    restarts: tuple[int, ...] = ()
 
     def __post_init__(self):
         if self.matrices not in ("muon", "adamw"):
             raise ValueError(f"matrices must be moved by 'muon' or 'adamw', got {self.matrices!r}")
+        if list(self.restarts) != sorted({step for step in self.restarts if step > 0}):
+            raise ValueError(f"restarts are steps above 0 in ascending order, got {list(self.restarts)}")
 
 
 class Optimiser:
@@ -83,9 +87,12 @@ class Optimiser:
 
 def rate_at(step: int, steps: int, config: OptimConfig) -> float:
     """The learning rate of a step: a function of the step alone, so that resuming needs no schedule state."""
-    if step < config.warmup:
-        return config.rate * (step + 1) / config.warmup
-    done = min(1.0, (step - config.warmup) / max(1, steps - config.warmup))
+    begun = max((restart for restart in config.restarts if restart <= step), default=0)
+    end = min((restart for restart in config.restarts if step < restart < steps), default=steps)
+    at, length = step - begun, end - begun
+    if at < config.warmup:
+        return config.rate * (at + 1) / config.warmup
+    done = min(1.0, (at - config.warmup) / max(1, length - config.warmup))
     return config.rate * (config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
