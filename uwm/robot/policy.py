@@ -27,9 +27,9 @@ from uwm.core.streams import Layout, Stream
 from uwm.nn.robot_model import Observation, RobotModel
 from uwm.noise import gaussian
 from uwm.sample import loop, roll
-from uwm.sample.denoise import Denoiser, reordered
+from uwm.sample.denoise import Denoiser, denoiser, reordered
 from uwm.sample.randomness import Randomness
-from uwm.sample.steps import Denoise, ddim, rule
+from uwm.sample.steps import Denoise, rule
 
 LIMIT = 6.0  # normalised actions are clipped at this many spreads
 
@@ -208,9 +208,8 @@ class Policy:
         role = plan.role.repeat(batch, 1)
         role[:, layout.mask("action") & (layout.frame < 0)] = roll.role(memory)[:, :past]
         known = {stream.name: actions.new_zeros(batch, stream.tokens, stream.size) for stream in layout.streams}
-        x, randomness = loop.start(self.path, layout.pack({**known, "action": actions}), plan.level[0], memory.randomness)
-        denoise = Denoiser(self.model, self.path, self.model.config.prediction, layout, role, self._context(observation, batch), LIMIT)
-        x, randomness = loop.sample(denoise, self.path, x, plan.level, ddim(), randomness)
+        denoise = denoiser(self.model, role, layout, self._context(observation, batch), LIMIT)
+        x, randomness = loop.follow(denoise, layout.pack({**known, "action": actions}), plan.level, memory.randomness)
         self.calls += denoise.calls
         return layout.unpack(x), randomness
 
