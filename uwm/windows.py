@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import pad
 
 from uwm.core.config import ConfigError
+from uwm.core.patterns import DEMONSTRATED
 from uwm.dataset import Dataset, as_tensor, resized
 from uwm.learn.augment import AugmentConfig, augment
 from uwm.learn.autoencode import LatentTable, merged_tokens
@@ -52,6 +53,7 @@ class ModelWindows:
         if data.action:
             offsets |= dict.fromkeys((data.action, data.intended), self.rates.offsets if self.rates else ticks)
         self.windows = uwm_data.Windows(data.store, offsets, episodes, data.anchor, config.cache_bytes)
+        self.demonstrated = torch.tensor([episode not in data.failed for episode in self.windows.episodes.tolist()])
         films = bool(model.config.video_frames and data.cameras)
         self.codec = model.video if films else None
         self.latents = (self._table() if config.latents or self._fits_in_memory() else self._encoded) if films else None
@@ -85,7 +87,7 @@ class ModelWindows:
             torch.cat(valid, dim=1),
             torch.where(future[None, :, None], intended, action),
             self._dims(len(indices)),
-            self._has(valid),
+            self._has(valid, indices),
         )
 
     def future_frames(self, indices: np.ndarray) -> dict[str, Tensor]:
@@ -232,7 +234,7 @@ class ModelWindows:
             return None
         return (torch.arange(self.model.config.action_size) < self.data.action_size).expand(count, -1)
 
-    def _has(self, valid: list[Tensor]) -> dict[str, Tensor]:
+    def _has(self, valid: list[Tensor], indices: np.ndarray) -> dict[str, Tensor]:
         """Which samples have actions, and which video, at all: {} where all have both, as with most single datasets."""
         acts = valid[0].any(dim=1)
         has = {} if bool(acts.all()) else {"action": acts}
@@ -240,6 +242,8 @@ class ModelWindows:
             has["video"] = torch.zeros(len(acts), dtype=torch.bool)
         if self.model.config.state_frames and not self.data.proprio:
             has["state"] = torch.zeros(len(acts), dtype=torch.bool)
+        if not bool(self.demonstrated.all()):
+            has[DEMONSTRATED] = self.demonstrated[torch.from_numpy(self.windows.locate(np.asarray(indices))[0])]
         return has
 
 
@@ -287,7 +291,8 @@ def _joined(parts: list[Batch], model: RobotModel) -> Batch:
         present[camera] = torch.cat([_there(p, camera, camera in p.observation.images) for p in parts])
     present["proprio"] = torch.cat([_there(p, "proprio", True) for p in parts])
     has = {
-        kind: torch.cat([p.has.get(kind, torch.ones(len(p.clean), dtype=torch.bool)) for p in parts]) for kind in model.layout.kinds
+        kind: torch.cat([p.has.get(kind, torch.ones(len(p.clean), dtype=torch.bool)) for p in parts])
+        for kind in (*model.layout.kinds, DEMONSTRATED)
     }  # fmt: skip
     observation = Observation(images, torch.cat([p.observation.proprio for p in parts]), present, normalised=True)
     together = [torch.cat([getattr(p, name) for p in parts]) for name in ("clean", "valid", "intended", "dims")]
