@@ -119,8 +119,11 @@ def main() -> None:
         open_store = EpisodeStore.open(chosen.out, write=True)
     else:
         open_store = EpisodeStore.create(chosen.out, streams(card), described, shard_bytes=SHARD_BYTES)
+    count = chosen.episodes + chosen.played
+    if len(open_store) >= count:
+        print(f"{chosen.out} is complete ({len(open_store)} episodes)")
+        return
     with open_store as store, multiprocessing.get_context("spawn").Pool(chosen.workers) as pool:
-        count = chosen.episodes + chosen.played
         made = partial(record_or_play, episodes=chosen.episodes, pushed_m=chosen.pushed_m)
         for index, (arrays, meta) in enumerate(pool.imap(made, range(len(store), count)), len(store)):
             store.append(arrays, meta)

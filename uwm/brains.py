@@ -16,6 +16,7 @@ import torch
 
 from uwm.core.config import ConfigError
 from uwm.learn import checkpoint as checkpoints
+from uwm.learn import precision
 from uwm.robot import budget as budgets
 from uwm.robot.chunking import Planner
 from uwm.robot.clock import Clock
@@ -45,6 +46,8 @@ class Brain:
 
 def here(run: ControlRun, clock: Clock, spec: RobotSpec, delay_s: Callable | None) -> Brain:
     """The checkpoint in a worker of this machine. CheckpointError when it was not trained for this robot."""
+    if told := precision.note(run.precision, "precision=float32"):
+        print(told)
     torch.set_num_threads(run.threads)
     model, card = load_model(run.checkpoint, run.member)
     checkpoints.refuse_mismatch(card, dict(spec.card))

@@ -16,13 +16,12 @@ from uwm.core.config import ConfigError, from_mapping, to_mapping
 from uwm.data import ONLY, TrainingData, members_of, window_config
 from uwm.dataset import Dataset
 from uwm.learn import checkpoint as checkpoints
-from uwm.learn import consistency
+from uwm.learn import consistency, precision
 from uwm.learn.autoencode import measure_spread, train_autoencoder
 from uwm.learn.logs import Log
 from uwm.learn.loop import TrainState, generator_at, restore
 from uwm.learn.loop import train as run_training
 from uwm.learn.objective import Batch
-from uwm.learn.precision import resolved
 from uwm.nn import eyes, trunks
 from uwm.nn.robot_model import ModelConfig, RobotModel
 from uwm.runs import TrainRun
@@ -39,8 +38,8 @@ def train(run: TrainRun) -> Path:
     if about is not None and about["step"] >= run.train.steps:
         print(f"train: {out} is trained ({about['step']} steps)")
         return out
-    if run.train.precision == "bfloat16" != resolved("auto"):
-        print("note: this processor has no instructions for bfloat16; train.precision=auto is some twenty times faster here")
+    if told := precision.note(run.train.precision, "train.precision=auto"):
+        print(told)
     if run.threads:
         torch.set_num_threads(run.threads)
     torch.manual_seed(run.train.seed)
