@@ -1,6 +1,6 @@
 """Earlier observations beside the present one: in the network, in training windows, in every loop that acts, and never across episodes."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,15 +21,14 @@ from uwm.nn import trunks
 from uwm.nn.robot_model import ModelConfig, Observation
 from uwm.nn.unet import UNetSizes
 from uwm.robot import evaluate as evaluation
-from uwm.robot.chunking import ChunkingConfig, Planner
-from uwm.robot.client import PolicyClient
-from uwm.robot.clock import MonotonicClock, VirtualClock
+from uwm.robot.chunking import ChunkingConfig
+from uwm.robot.clock import VirtualClock
 from uwm.robot.controller import Controller
 from uwm.robot.history import History, observe
-from uwm.robot.inference import Answer, Job, ProcessWorker, VirtualWorker
+from uwm.robot.inference import VirtualWorker
 from uwm.robot.interface import Reading
 from uwm.robot.policy import Policy, PolicyCard, PolicyConfig
-from uwm.robot.session import RequestError, Schema, Served, Session
+from uwm.robot.session import Schema, Served, Session
 from uwm_data import EpisodeStore, StreamSpec, clamp_frames
 
 CONFIG = PolicyConfig(rows=8, chunk=2, chunks=4, past=2)
@@ -287,41 +286,14 @@ def test_a_controllers_jobs_hold_what_was_seen_then_the_last_value_where_one_was
     assert statistics.missing["proprio"] == 1 and statistics.missed == 2, "what was missing is counted as before"
 
 
-def total(job):
-    """A computation that tells what of the past arrived."""
-    return Answer(np.array([[sum(float(value.sum()) for value in each.values()) for each in job.earlier]], np.float32))
-
-
-def make_total():
-    return total
-
-
-def test_earlier_frames_reach_a_policy_in_another_process():
-    clock, none = MonotonicClock(), np.zeros((0, 2), np.float32)
-    worker = ProcessWorker(make_total, clock)
-    try:
-        for earlier in ((seen_at(1, 64), seen_at(2, 64)), ({}, seen_at(3)), ()):
-            while not worker.idle:
-                clock.sleep_until(clock.now_s() + 0.01)
-            worker.submit(Job(0, 0, seen_at(0, 64), none, none, earlier=earlier))
-            while (result := worker.poll()) is None:
-                clock.sleep_until(clock.now_s() + 0.001)
-            wanted = [sum(float(value.sum()) for value in each.values()) for each in earlier]
-            np.testing.assert_allclose(result.answer.actions[0], wanted, rtol=1e-6)
-    finally:
-        worker.close()
-
-
 # ---- serving ---------------------------------------------------------------------------------------------------------
 
 
 def served(history):
-    policy = Noting(tiny.model(history=history), CONFIG)
-    example = {name: value.numpy() for name, value in policy.start([0]).tensors().items()}
-    return Served(policy, Schema(tiny.CAMERAS, 32, 2, 2, 2, history=history), planner=Planner(policy, ChunkingConfig()), example=example)
+    return Served(Noting(tiny.model(history=history), CONFIG), Schema(tiny.CAMERAS, 32, 2, 2, 2, history=history))
 
 
-def shown(served, history=(2, 3)):
+def shown(served):
     """Of the last request, the first number of the proprioception at every tick of the history, None where it was absent."""
     earlier = served.policy.given[-1].earlier
     return [float(each.proprio[0, 0]) if each.present.get("proprio", torch.ones(1))[0] else None for each in earlier]
@@ -343,18 +315,3 @@ def test_a_session_remembers_its_own_requests_a_chunk_of_ticks_apart_and_forgets
     one.answer({"reset": True})
     one.answer(policies.observation(4, 32))
     assert shown(behind) == [None, None], "no trace of the episode before"
-
-
-def test_a_job_brings_its_own_past_to_any_server():
-    behind = served((1, 2))
-    past = seen_at(1), {"proprio": np.ones(2, np.float32)}
-    job = Job(4, 4, seen_at(0), np.zeros((0, 2), np.float32), np.zeros((2, 2), np.float32), earlier=past)
-    here = behind.planner(job)
-    with policies.serving(served((1, 2))) as server, PolicyClient(server.url, timeout_s=100) as client:
-        assert client.metadata["history"] == [1, 2]
-        assert np.array_equal(client.plan(job).actions, here.actions)
-        assert not np.array_equal(client.plan(replace(job, earlier=({}, {}))).actions, here.actions)
-    bad = ({}, {"proprio": np.ones(3)})
-    for wrong, told in ((past[:1], r"must list what was seen \[1, 2\] ticks ago"), ("no", "must list"), (bad, "be 2 numbers")):
-        with pytest.raises(RequestError, match=told):
-            Session(behind).answer({"plan": {**asdict(job), "earlier": wrong}})

@@ -171,7 +171,7 @@ class Schema:
 
     def _earlier(self, told: Any) -> tuple[dict[str, np.ndarray], ...]:
         if not isinstance(told, list | tuple) or len(told) not in (0, len(self.history)) or not all(isinstance(e, Mapping) for e in told):
-            raise RequestError(f"'earlier' must list what was seen {list(self.history)} ticks ago, a map each, or nothing, got {told!r:.9}")
+            raise RequestError(f"'earlier' lists what was seen {list(self.history)} ticks ago, a map each, or nothing; got {told!r:.40}")
         return tuple(self._named(each) for each in told)
 
     def clip(self, actions: np.ndarray) -> np.ndarray:
