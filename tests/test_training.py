@@ -327,9 +327,10 @@ def test_episodes_that_lack_their_actions_teach_video_only(tmp_path):
     assert data.statistics["data"]["action"]["count"] == sum(own.store.length(i, "action") for i in own.training)
 
 
-def test_what_will_be_felt_is_its_change_since_now_and_ends_with_the_episode(tmp_path):
+@pytest.mark.parametrize("history", [[], [1]])
+def test_what_will_be_felt_is_its_change_since_now_and_ends_with_the_episode(tmp_path, history):
     store_of(tmp_path / "arm.zarr", state=3, episodes=3, cameras=())
-    shape = {"video_frames": [], "state_frames": [1, 4]}
+    shape = {"video_frames": [], "state_frames": [1, 4], "history": history}
     data, model, windows = prepared(run_of(tmp_path, data=str(tmp_path / "arm.zarr"), validation=0.0, model=SMALL["model"] | shape))
     batch, span = windows.batch(np.arange(len(windows))), model.layout.span("state")
     place, tick = windows.windows.locate(np.arange(len(windows)))

@@ -56,6 +56,7 @@ class SizeConfig:
 
     past: int = 2
     horizon: int = 18
+    history: tuple[int, ...] = ()
     video_frames: tuple[int, ...] = (8, 16)
     state_frames: tuple[int, ...] = ()
     grid: int = 4

@@ -83,11 +83,15 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class PolicyCard:
-    """What a controller must know of a policy that lives in another process: its config, longest queue it was trained for, cameras."""
+    """What a controller must know of a policy that lives in another process.
+
+    Its config, the longest queue it was trained for, its cameras, and how many ticks ago earlier observations are that it looks at.
+    """
 
     config: PolicyConfig
     room: int
     cameras: tuple[str, ...]
+    history: tuple[int, ...] = ()
 
 
 class Policy:
@@ -100,6 +104,13 @@ class Policy:
         self._layout(0)  # a horizon that was not trained is refused now, not at the first observation
         if config.foresee and (model.config.cameras or not model.config.state_frames):
             raise ValueError("policy.foresee needs a model without cameras that was trained with model.state_frames")
+        if config.foresee and self.history:
+            raise ValueError(f"policy.foresee plans from a moment that nobody saw: not with model.history {list(self.history)}")
+        if max(self.history, default=0) > self.ladder.horizon:
+            raise ValueError(
+                f"the model looks back {self.history[-1]} ticks, further than the {self.ladder.horizon} actions of the buffer reach ahead: "
+                f"more or longer chunks, or a model of a shorter history"
+            )
         self.step = rule(config.step)
         self.calls = 0
 
@@ -119,9 +130,14 @@ class Policy:
         return self.model.config.cameras
 
     @property
+    def history(self) -> tuple[int, ...]:
+        """How many ticks ago the earlier observations are that the model looks at."""
+        return self.model.config.history
+
+    @property
     def card(self) -> PolicyCard:
         """What a controller must know when the policy itself stays elsewhere."""
-        return PolicyCard(self.config, self.room, self.cameras)
+        return PolicyCard(self.config, self.room, self.cameras, self.history)
 
     def start(self, seeds, still: Float[Tensor, "B A"] | None = None) -> roll.Buffer:
         """A fresh memory for as many environments as there are seeds.
