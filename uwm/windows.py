@@ -26,13 +26,17 @@ _RATE_SLACK = 1e-6  # of one frame, as in `uwm_data.windows`
 
 @dataclass(frozen=True)
 class WindowConfig:
-    """Ticks per second of the model; what is done to training frames; memory for latents of frames, or a folder for them."""
+    """Ticks per second of the model; what is done to training frames; memory for latents of frames, or a folder for them.
+
+    `camera_dropout`, `instruction_dropout`: the share of training samples that do without.
+    """
 
     rate_hz: float
     augment: AugmentConfig
     camera_dropout: float
     cache_bytes: int
     latents: str = ""
+    instruction_dropout: float = 0.0
 
 
 class ModelWindows:
@@ -52,6 +56,7 @@ class ModelWindows:
         if data.action:
             offsets |= dict.fromkeys((data.action, data.intended), self.rates.offsets if self.rates else ticks)
         self.windows = uwm_data.Windows(data.store, offsets, episodes, data.anchor, config.cache_bytes)
+        self.told = model.words([data.instruction(index) for index in self.windows.episodes.tolist()]) if model.hears else None
         films = bool(model.config.video_frames and data.cameras)
         self.codec = model.video if films else None
         self.latents = (self._table() if config.latents or self._fits_in_memory() else self._encoded) if films else None
@@ -70,6 +75,7 @@ class ModelWindows:
         read, model = self.windows.batch(indices), self.model
         images, present = self._see(read, generator)
         proprio, felt = self._feel(read)
+        instruction, told = self._hear(indices, generator)
         action, intended, there = self._act(read)
         future = torch.arange(action.shape[1]) >= model.config.past
         tokens, valid = {"action": action}, [there]
@@ -80,7 +86,7 @@ class ModelWindows:
             tokens["state"], there = self._will_feel(read)
             valid.append(there)
         return Batch(
-            Observation(images, proprio, present | felt, normalised=bool(self.member)),
+            Observation(images, proprio, present | felt | told, bool(self.member), instruction),
             model.layout.pack(tokens),
             torch.cat(valid, dim=1),
             torch.where(future[None, :, None], intended, action),
@@ -126,6 +132,15 @@ class ModelWindows:
             proprio = normaliser.normalise(proprio)
             proprio = pad(proprio, (0, self.model.config.proprio_size - proprio.shape[1]))
         return proprio, {} if bool(known.all()) else {"proprio": known.any(dim=1)}
+
+    def _hear(self, indices: np.ndarray, generator: Generator | None) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """The instructions of the windows' episodes, and where there is one; None for a model without language."""
+        if self.told is None:
+            return None, {}
+        vector, there = (each[self.windows.locate(np.asarray(indices))[0]] for each in self.told)
+        if generator is not None:
+            there = there & (torch.rand(len(there), generator=generator) >= self.config.instruction_dropout)
+        return vector, {"instruction": there}
 
     # ---- what is denoised ------------------------------------------------------------------------------------
 
@@ -289,7 +304,11 @@ def _joined(parts: list[Batch], model: RobotModel) -> Batch:
     has = {
         kind: torch.cat([p.has.get(kind, torch.ones(len(p.clean), dtype=torch.bool)) for p in parts]) for kind in model.layout.kinds
     }  # fmt: skip
-    observation = Observation(images, torch.cat([p.observation.proprio for p in parts]), present, normalised=True)
+    instruction = None
+    if model.hears:
+        present["instruction"] = torch.cat([_there(p, "instruction", True) for p in parts])
+        instruction = torch.cat([p.observation.instruction for p in parts])
+    observation = Observation(images, torch.cat([p.observation.proprio for p in parts]), present, True, instruction)
     together = [torch.cat([getattr(p, name) for p in parts]) for name in ("clean", "valid", "intended", "dims")]
     return Batch(observation, *together, has)
 

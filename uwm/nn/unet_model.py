@@ -1,7 +1,7 @@
 """The 1-D U-Net as a robot's model: Diffusion Policy (Chi et al. 2023) and Streaming Diffusion Policy (Høeg et al. 2024), acting only.
 
 ```
-cameras, proprioception --encoders--> one vector, kept once per observation ---+
+cameras, state, words    --encoders--> one vector, kept once per observation ---+
                                                                                | FiLM
 executed, committed and coming actions, their levels ----------------------> U-Net --> prediction per action
 ```
@@ -43,9 +43,11 @@ class UNetModel(RobotModel):
         size, side = config.unet.feature, config.autoencoder.image_size
         self.see = nn.ModuleDict({name: eyes.make(config.eyes, side, config.grid, size) for name in config.cameras})
         self.feel = StateEncoder(config.proprio_size, size)
-        condition = size * (1 + 2 * len(config.cameras))
+        hears = config.language.hears
+        condition = size * (1 + 2 * len(config.cameras) + hears)
         self.unet = UNet(config.unet, config.action_size, condition, config.past + config.horizon)
-        self.blank = nn.Parameter(0.02 * torch.randn(condition))  # what stands for a camera that is not there
+        self.blank = nn.Parameter(0.02 * torch.randn(condition))  # what stands for a camera, or an instruction, that is not there
+        self.hear = StateEncoder(config.language.width, size) if hears else None
 
     @property
     def width(self) -> int:
@@ -67,6 +69,10 @@ class UNetModel(RobotModel):
             tokens = self.see[name](image)
             found.append(torch.cat([tokens[:, :-1].mean(dim=1), tokens[:, -1]], dim=1))  # of all cells, and the keypoints
             there.append(present)
+        instruction, told = self._told(observation)
+        if self.hear:
+            found.append(self.hear(instruction)[:, 0])
+            there.append(told)
         seen = torch.cat([each[:, None].expand_as(part) for each, part in zip(there, found, strict=True)], dim=1)
         return Features(torch.where(seen, torch.cat(found, dim=1), self.blank))
 

@@ -15,6 +15,7 @@ import torch
 
 from uwm.core.shapes import Bool
 from uwm.nn.codecs import frames_to_unit
+from uwm.nn.language import Words
 from uwm.nn.robot_model import Observation
 
 
@@ -44,8 +45,11 @@ class History:
         return frames, np.array([index >= 0 for index in wanted])
 
 
-def observe(observations: list[dict[str, np.ndarray]], cameras: tuple[str, ...]) -> Observation:
-    """Present observations of B environments as tensors; a camera that some lack is marked missing there."""
+def observe(observations: list[dict[str, np.ndarray]], cameras: tuple[str, ...], words: Words | None = None) -> Observation:
+    """Present observations of B environments as tensors; a camera that some lack is marked missing there.
+
+    "prompt" holds an instruction as text, which the model's `words` turn into a vector.
+    """
     proprio = torch.from_numpy(np.stack([np.asarray(o["proprio"], np.float32) for o in observations]))
     images, present = {}, {}
     for camera in cameras:
@@ -55,4 +59,8 @@ def observe(observations: list[dict[str, np.ndarray]], cameras: tuple[str, ...])
             frames = np.stack([o.get(camera, np.zeros(shape, np.uint8)) for o in observations])
             images[camera] = frames_to_unit(torch.from_numpy(frames))
             present[camera] = torch.tensor(there)
-    return Observation(images, proprio, present)
+    texts = [str(o.get("prompt") or "").strip() for o in observations]
+    if not any(texts):
+        return Observation(images, proprio, present)
+    instruction, present["instruction"] = (words or Words())(texts)
+    return Observation(images, proprio, present, instruction=instruction)

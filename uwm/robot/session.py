@@ -22,6 +22,7 @@ is a plain dict of arrays and numbers (`uwm.robot.wire` makes bytes of it); its 
 | `stamp_s` | when the observation was made, in the client's seconds: comes back as it was |
 | `plan` | the fields of a `uwm.robot.inference.Job` in the place of all others but `sequence` |
 
+An observation may hold an instruction in words under openpi's name, `prompt`; a policy without language does not look at it.
 A job carries its memory with it and takes the new one home, so a controller's episode lives in the controller: any server of
 the same checkpoint goes on with it, also one that was started a moment ago, with the very same actions.
 """
@@ -37,10 +38,11 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
+from uwm.nn.language import Words
 from uwm.robot.history import History, observe
 from uwm.robot.inference import Answer, Job
 
-LONGEST = 1000  # actions in a job's queue, or executed since the last one
+LONGEST = 1000  # actions in a job's queue, or executed since the last one; letters of an instruction
 FIELDS = ("session", "sequence", "executed", "reset", "seed", "stamp_s", "deadline_s", "prompt")
 
 
@@ -64,7 +66,8 @@ class Acting(Protocol):
 class Schema:
     """What an observation must be: cameras with the side of their square pictures, proprioception and action sizes.
 
-    `names`: other names for our keys, e.g. {"observation/image": "agentview"}. `low`, `high`: what actions are clipped to.
+    `names`: other names for our keys, e.g. {"observation/image": "agentview"}. `low`, `high`: what actions are clipped to. `hears`:
+    whether the policy has language.
     """
 
     cameras: tuple[str, ...]
@@ -75,6 +78,7 @@ class Schema:
     names: Mapping[str, str] = field(default_factory=dict)
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
+    hears: bool = False
 
     def __post_init__(self):
         for name in ("low", "high"):
@@ -111,6 +115,8 @@ class Schema:
             raise RequestError(f"the observation has no robot state: send {self.proprio_size} numbers as 'observation/state'")
         if self.cameras and len(found) == 1:
             raise RequestError(f"the observation has no picture: send at least one of {list(self.cameras)}")
+        if self.hears:
+            found["prompt"] = self._prompt(request.get("prompt", ""))
         try:
             return History(1).add(found).seen[-1]
         except ValueError as error:  # NaN, with its place
@@ -122,6 +128,11 @@ class Schema:
             arrived = "no array" if value is None else f"{value.dtype} {value.shape}"
             raise RequestError(f"{key!r} must be {self.proprio_size} numbers, got {arrived}: state in the order of the training data")
         return value.astype(np.float32)
+
+    def _prompt(self, text: Any) -> str:
+        if not isinstance(text, str) or len(text) > LONGEST:
+            raise RequestError(f"'prompt' must be a text of at most {LONGEST} letters, got {text!r:.40}")
+        return text
 
     def _image(self, key: str, value: Any) -> np.ndarray:
         wanted = f"{key!r} must be a uint8 picture (height, width, 3)"
@@ -181,7 +192,8 @@ class Served:
     """A policy that can be asked: what observations it takes, what is told about it, and how full its buffer is.
 
     `about`: plain values for a client (checkpoint, units, rate). `levels`: memory -> one noise level per chunk of the buffer.
-    `planner`: what answers a controller's jobs; `example`: a job's memory, to which those that arrive are compared.
+    `planner`: what answers a controller's jobs; `example`: a job's memory, to which those that arrive are compared. `words`: what the
+    policy's model makes of a prompt.
     """
 
     policy: Acting
@@ -190,6 +202,7 @@ class Served:
     levels: Callable[[Any], list[float]] | None = None
     planner: Callable[[Job], Answer] | None = None
     example: Mapping[str, np.ndarray] = field(default_factory=dict)
+    words: Words = field(default_factory=Words)
 
     def memory(self, arrived: Any) -> dict[str, np.ndarray] | None:
         """A job's memory, refused unless it has the names, dtypes and shapes of ours (any number of samples of the moment)."""
@@ -267,7 +280,7 @@ class Session:
             # Also into a fresh memory: after a restart of the server the next chunk begins from what the robot did.
             memory = policy.done(memory, torch.from_numpy(executed)[None])
         before = policy.calls
-        memory, actions = policy.act(memory, observe([seen], schema.cameras))
+        memory, actions = policy.act(memory, observe([seen], schema.cameras, self.served.words))
         actions = schema.clip(np.array(actions[0], np.float32))
         if not np.isfinite(actions).all():
             raise RequestError("the policy produced an action that is not finite; check the observation and the checkpoint")
