@@ -79,6 +79,7 @@ def _streams(model: RobotModel) -> str:
     grid, width = f"{config.grid} x {config.grid}, keypoints", model.width
     rows += [(f"see {name}", "observed", "0", grid, model.see[name].tokens, width) for name in config.cameras]
     rows += [("feel proprioception", "observed", "0", "1 x 1", 1, width)]
+    rows += [("hear an instruction", "observed", "0", "1 x 1", 1, width)] if model.hears else []
     rows += [(s.name, s.kind, _span(s.frames), f"{s.grid[0]} x {s.grid[1]}", s.tokens, s.size) for s in model.layout.streams]
     return _columns(rows, (4, 5))
 

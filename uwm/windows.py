@@ -86,7 +86,7 @@ class ModelWindows:
             tokens["state"], there = self._will_feel(read)
             valid.append(there)
         return Batch(
-            Observation(images, proprio, present | felt | told, bool(self.member), instruction),
+            Observation(images, proprio, present | felt | told, normalised=bool(self.member), instruction=instruction),
             model.layout.pack(tokens),
             torch.cat(valid, dim=1),
             torch.where(future[None, :, None], intended, action),
@@ -308,7 +308,7 @@ def _joined(parts: list[Batch], model: RobotModel) -> Batch:
     if model.hears:
         present["instruction"] = torch.cat([_there(p, "instruction", True) for p in parts])
         instruction = torch.cat([p.observation.instruction for p in parts])
-    observation = Observation(images, torch.cat([p.observation.proprio for p in parts]), present, True, instruction)
+    observation = Observation(images, torch.cat([p.observation.proprio for p in parts]), present, normalised=True, instruction=instruction)
     together = [torch.cat([getattr(p, name) for p in parts]) for name in ("clean", "valid", "intended", "dims")]
     return Batch(observation, *together, has)
 

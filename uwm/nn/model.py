@@ -1,7 +1,7 @@
 """The unified model: encoders for what is observed, token projections for what is denoised, one backbone between.
 
 ```
-cameras, state, words    --encoders--> context tokens (block 0, level 0) --+-- kept once per observation as a Prefix
+cameras, state, words   --encoders--> context tokens (block 0, level 0) --+-- kept once per observation as a Prefix
                                                                           |
 actions, future video --in--> tokens (block 1, their levels) ------> backbone --out--> prediction per token
 ```

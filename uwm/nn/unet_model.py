@@ -1,7 +1,7 @@
 """The 1-D U-Net as a robot's model: Diffusion Policy (Chi et al. 2023) and Streaming Diffusion Policy (Høeg et al. 2024), acting only.
 
 ```
-cameras, state, words    --encoders--> one vector, kept once per observation ---+
+cameras, state, words   --encoders--> one vector, kept once per observation ---+
                                                                                | FiLM
 executed, committed and coming actions, their levels ----------------------> U-Net --> prediction per action
 ```
