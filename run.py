@@ -55,7 +55,8 @@ with mujoco.Renderer(model, 32, 32) as renderer:
 """
 
 # evdev (keyboards for robosuite's teleoperation) has no wheel: it would need a compiler and kernel headers.
-NEVER_LOCKED = ("evdev",)
+# sentence-transformers comes with the packaged MiniLM, whose files transformers reads as well.
+NEVER_LOCKED = ("evdev", "sentence-transformers")
 
 
 class SetupError(Exception):

@@ -6,6 +6,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from uwm_envs.toy import OBSTACLE_RADIUS_M, ROBOT_RADIUS_M, Toy, ToyExpert
+from uwm_envs.toy_colours import COLOURS, WORDINGS, ToyColours
 
 
 def run_expert(env, seed, **how):
@@ -123,3 +124,48 @@ def test_an_unknown_camera_or_strategy_is_named():
         Toy(cameras=("front",))
     with pytest.raises(ValueError, match=r"up.*left"):
         ToyExpert(strategy="up")
+
+
+# ---- four colours ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_gymnasium_accepts_the_world_of_colours():
+    check_env(ToyColours())
+
+
+def test_what_is_wanted_cannot_be_seen_and_every_colour_and_wording_is_asked_for():
+    env, told = ToyColours(), set()
+    for seed in range(60):
+        observation, info = env.reset(seed=seed)
+        told.add(info["instruction"])
+        assert env.wanted in info["instruction"]
+        state = env.get_state()
+        other = (state["wanted"] + 1) % 4
+        env.set_state({**state, "wanted": other, "target": state["targets"][other]})
+        assert np.array_equal(env.observe()["agentview"], observation["agentview"])
+    assert {text.split()[-2] for text in told} == set(COLOURS) and len({text.split()[0] for text in told}) == len(WORDINGS)
+
+
+def test_the_expert_reaches_the_wanted_colour_and_another_one_ends_the_episode_without_success():
+    env, reached = ToyColours(cameras=()), 0
+    for seed in range(40):
+        _, info, _ = run_expert(env, seed, noise=0.1)
+        reached += info["success"] and env.reached == env.wanted
+        assert info["success"] == (env.reached == env.wanted)
+    assert reached >= 36
+    env.reset(seed=1)
+    state = env.get_state()
+    other = (state["wanted"] + 1) % 4
+    env.set_state({**state, "position": state["targets"][other] - (0.0, 0.15)})
+    _, reward, terminated, _, info = env.step([0.0, 1.0])
+    assert terminated and not info["success"] and reward == 0.0 and env.reached == tuple(COLOURS)[other]
+
+
+def test_a_restored_world_of_colours_wants_the_same():
+    env, other = ToyColours(), ToyColours()
+    env.reset(seed=3)
+    other.reset(seed=4)
+    other.set_state(env.get_state())
+    assert other.wanted == env.wanted and np.array_equal(other.observe()["agentview"], env.observe()["agentview"])
+    assert np.array_equal(env.reset()[0]["agentview"], other.reset()[0]["agentview"])

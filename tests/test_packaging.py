@@ -105,7 +105,8 @@ def test_the_editable_install_is_followed_by_static_tools():
 def test_core_dependencies_and_extras_are_the_documented_ones():
     assert {name_of(need) for need in PROJECT["dependencies"]} == CORE
     assert set(PROJECT["optional-dependencies"]) == {
-        "sim", "metaworld", "data", "s3", "train", "serve", "record", "franka", "dds", "viz", "bench", "eyes", "latents", "view", "dev",
+        "sim", "metaworld", "data", "s3", "train", "serve", "record", "franka", "dds", "viz", "bench", "eyes", "language", "latents",
+        "view", "dev",
     }  # fmt: skip
 
 

@@ -110,7 +110,7 @@ class Session:
             return "time is over" if tick.due_s + robot.spec.period_s > deadline_s else ""
 
         if self.recorder:
-            instruction = robot.spec.card.get("instruction", "")
+            instruction = robot.spec.card.get("instruction", "") if run.instruction is None else run.instruction
             self.recorder.meta = {"instruction": instruction, "seed": seed, "source": f"uwm control, {self.brain.about}"}
         safety = Safety(robot.spec, run.safety)
         listeners = [_Open(each) for each in self.listeners]

@@ -8,7 +8,7 @@ elsewhere   server's card -> fits the robot? -> a thread that waits for the serv
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -51,12 +51,13 @@ def here(run: ControlRun, clock: Clock, spec: RobotSpec, delay_s: Callable | Non
     torch.set_num_threads(run.threads)
     model, card = load_model(run.checkpoint, run.member)
     checkpoints.refuse_mismatch(card, dict(spec.card))
+    run = _asked(run, spec, model.hears)
     policy = Policy(model, run.policy)
     _refuse_other_sizes(spec, policy.cameras, model.config.autoencoder.image_size, *model.config.sizes(run.member or model.config.acting))
     Planner(policy, run.controller)  # a kind that does not go with this policy is refused before a process starts
     make = partial(planner, run)
     if delay_s is not None:
-        worker: Worker = VirtualWorker(Planner(policy, run.controller), clock, delay_s, run.seed)
+        worker: Worker = VirtualWorker(_told(Planner(policy, run.controller), run), clock, delay_s, run.seed)
     elif run.worker == "thread":
         worker = ThreadWorker(make(), clock, HUNG_S)
     else:
@@ -70,7 +71,7 @@ def planner(run: ControlRun) -> Callable[[Job], Answer]:
     """What a worker computes with, warm; called in its process."""
     torch.set_num_threads(run.threads)
     model = load_model(run.checkpoint, run.member)[0]
-    plan = Planner(Policy(model, run.policy), run.controller)
+    plan = _told(Planner(Policy(model, run.policy), run.controller), run)
     plan = plan if run.precision == "float32" else partial(_in_bfloat16, plan)
     action, proprio = model.config.sizes(run.member or model.config.acting)
     side, none = model.config.autoencoder.image_size, np.zeros((0, action), np.float32)
@@ -81,7 +82,20 @@ def planner(run: ControlRun) -> Callable[[Job], Answer]:
     return plan
 
 
-def _in_bfloat16(plan: Planner, job: Job) -> Answer:
+def _asked(run: ControlRun, spec: RobotSpec, hears: bool) -> ControlRun:
+    """The run with what is to be done: as it says, or as the robot's card does. ConfigError when the policy would not understand."""
+    if run.instruction and not hears:
+        raise ConfigError(f"control.instruction={run.instruction!r}: the policy was trained without language, leave it out")
+    own = spec.card.get("instruction", "") if hears else ""
+    return replace(run, instruction=own) if run.instruction is None else run
+
+
+def _told(plan: Callable[[Job], Answer], run: ControlRun) -> Callable[[Job], Answer]:
+    """A planner that is told with every job what is to be done."""
+    return lambda job: plan(replace(job, observation={**job.observation, "prompt": run.instruction}))
+
+
+def _in_bfloat16(plan: Callable[[Job], Answer], job: Job) -> Answer:
     with torch.autocast("cpu", torch.bfloat16):
         return plan(job)
 
@@ -95,7 +109,8 @@ def _imagination(run: ControlRun) -> Callable:
     def ask(observation, executed, planned):
         if "proprio" not in observation:
             return {}
-        pictures = imagine(model, observe([observation], model.config.cameras), executed, planned)
+        seen = observe([{**observation, "prompt": run.instruction}], model.config.cameras, words=model.words)
+        pictures = imagine(model, seen, executed, planned)
         ticks = model.config.video_frames
         return {f"{name}/in_{tick}": frames[index] for name, frames in pictures.items() for index, tick in enumerate(ticks)}
 
@@ -116,7 +131,8 @@ def elsewhere(run: ControlRun, clock: Clock, spec: RobotSpec) -> Brain:
         raise ConfigError(f"{run.server} plans for controllers of kind {kind!r}, this one is {ours!r}: add controller.kind={kind}")
     checkpoints.refuse_mismatch(told, dict(spec.card))
     _refuse_other_sizes(spec, policy.cameras, None, told["action_size"], told["proprio_size"])
-    return Brain(policy, ThreadWorker(client.plan, clock, HUNG_S), f"{run.server}: {told['checkpoint']}")
+    run = _asked(run, spec, told.get("language", "none") != "none")
+    return Brain(policy, ThreadWorker(_told(client.plan, run), clock, HUNG_S), f"{run.server}: {told['checkpoint']}")
 
 
 def _refuse_other_sizes(spec: RobotSpec, cameras: tuple[str, ...], side: int | None, action: int, proprio: int) -> None:

@@ -122,7 +122,7 @@ def _arrays(episode: Episode) -> dict[str, np.ndarray]:
 def _meta(episode: Episode, run: CollectRun, card: dict) -> dict:
     return {
         "task": run.world.name,
-        "instruction": card.get("instruction", run.world.name),
+        "instruction": episode.instruction or card.get("instruction", run.world.name),
         "seed": episode.seed,
         "success": episode.success,
         "source": f"scripted expert, noise {run.noise}",
@@ -191,6 +191,7 @@ _worker: dict = {}  # what a rollout process keeps between episodes: its env and
 def _make_ready(run: EvalRun) -> tuple[Any, Policy]:
     """The env and the policy of a run; an error when they do not fit each other."""
     model, card = load_model(run.checkpoint, run.member)
+    model.words.check([run.instruction or ""])
     policy, env = Policy(model, run.policy), make_world(run.world)
     checkpoints.refuse_mismatch(card, env.unwrapped.card)
     return env, policy
@@ -199,11 +200,11 @@ def _make_ready(run: EvalRun) -> tuple[Any, Policy]:
 def _enter_worker(run: EvalRun) -> None:
     torch.set_num_threads(1)
     env, policy = _make_ready(run)
-    _worker.update(env=env, policy=policy, camera=_camera(run))
+    _worker.update(env=env, policy=policy, camera=_camera(run), instruction=run.instruction)
 
 
 def _roll_one(seed: int, keep: bool) -> evaluation.Rollout:
-    return evaluation.rollout(_worker["env"], _worker["policy"], seed, _worker["camera"] if keep else None, watched=keep)
+    return evaluation.rollout(_worker["env"], _worker["policy"], seed, _worker["camera"] if keep else None, keep, _worker["instruction"])
 
 
 def policy_latency(policy: Policy, repeats: int = 60, threads: int = 1) -> dict[str, float]:
@@ -275,7 +276,7 @@ def _film(run: EvalRun, out: Path) -> None:
     from uwm.bench import buffer_film
 
     env, policy = _make_ready(run)
-    watched = evaluation.rollout(env, policy, run.seed, _camera(run), watched=True)
+    watched = evaluation.rollout(env, policy, run.seed, _camera(run), True, run.instruction)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(buffer_film.mp4(watched, env.unwrapped.card))
     env.close()

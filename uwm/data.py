@@ -42,6 +42,9 @@ class TrainingData:
         if is_shared:
             self._refuse_other_sizes()
         self._refuse_what_teaches_nothing()
+        if run.model.language.hears and not any(data.instruction(index) for data in self.datasets for index in data.training):
+            told = ", ".join(str(data.path) for data in self.datasets)
+            raise ConfigError(f"{told}: no episode has an instruction, so there is no language to learn: set model.language.kind=none")
 
     def _refuse_other_sizes(self) -> None:
         for kind in ("action", "proprio"):
@@ -174,4 +177,5 @@ def _refuse_disagreement(group: list[Dataset], fields: tuple[str, ...], reason: 
 
 def window_config(run: TrainRun, rate_hz: float) -> WindowConfig:
     """What windows need to know of a run; the members of a mixture share its memory."""
-    return WindowConfig(rate_hz, run.augment, run.camera_dropout, int(run.cache_gb * 2**30) // len(members_of(run)), run.latents)
+    memory = int(run.cache_gb * 2**30) // len(members_of(run))
+    return WindowConfig(rate_hz, run.augment, run.camera_dropout, memory, run.latents, run.instruction_dropout)

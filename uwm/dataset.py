@@ -117,6 +117,11 @@ class Dataset:
         meta = self.store.meta(index)
         return str(meta.get("task") or meta.get("instruction") or self.name)
 
+    def instruction(self, index: int) -> str:
+        """What was to be done in an episode, in words; "" where the data do not say."""
+        meta = self.store.meta(index)
+        return str(meta.get("instruction") or meta.get("task") or "")
+
     # ---- choosing --------------------------------------------------------------------------------------------
 
     def _chosen(self, wanted: StreamsConfig) -> tuple[dict[str, str], tuple[str, ...], str | None]:

@@ -81,6 +81,7 @@ def _streams(model: RobotModel) -> str:
     ticks, times = ", ".join(str(-tick) for tick in (*config.history[::-1], 0)), 1 + len(config.history)
     rows += [(f"see {name}", "observed", ticks, grid, times * model.see[name].tokens, width) for name in config.cameras]
     rows += [("feel proprioception", "observed", ticks, "1 x 1", times, width)]
+    rows += [("hear an instruction", "observed", "0", "1 x 1", 1, width)] if model.hears else []
     rows += [(s.name, s.kind, _span(s.frames), f"{s.grid[0]} x {s.grid[1]}", s.tokens, s.size) for s in model.layout.streams]
     return _columns(rows, (4, 5))
 

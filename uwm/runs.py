@@ -13,6 +13,7 @@ from uwm.nn.autoencoder import AutoencoderConfig
 from uwm.nn.backbone import BackboneConfig
 from uwm.nn.codecs import NormaliseConfig
 from uwm.nn.eyes import EyesConfig
+from uwm.nn.language import LanguageConfig
 from uwm.nn.robot_model import Member, ModelConfig
 from uwm.nn.unet import UNetSizes
 from uwm.robot.chunking import ChunkingConfig
@@ -73,12 +74,14 @@ class SizeConfig:
     trunk: str = "transformer"
     unet: UNetSizes = field(default_factory=UNetSizes)
     eyes: EyesConfig = field(default_factory=EyesConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
 
     def model(
         self, cameras: tuple[str, ...], proprio_size: int, action_size: int, image_size: int, members: tuple[Member, ...] = ()
     ) -> ModelConfig:
         """The whole config of a model in a world of these sizes."""
-        own = {each.name: getattr(self, each.name) for each in fields(self)} | {"eyes": self.eyes.resolved()}
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        own |= {"eyes": self.eyes.resolved(), "language": self.language.resolved()}
         channels, latent, path = (own.pop(name) for name in ("latent_channels", "latent", "latent_path"))
         autoencoder = pretrained.described(path, image_size) if path else AutoencoderConfig(image_size, channels, latent)
         return ModelConfig(cameras, proprio_size, action_size, autoencoder=autoencoder, members=members, **own)
@@ -167,6 +170,7 @@ class TrainRun:
     only_success: bool = True
     failures_teach: bool = False
     camera_dropout: float = 0.05
+    instruction_dropout: float = 0.1
     logger: str = "offline"
     threads: int = 0
     image_size: int | None = None
@@ -192,7 +196,8 @@ class TrainRun:
 class EvalRun:
     """`rollouts` closed-loop episodes of a checkpoint, seeds from `seed` on, in `workers` processes.
 
-    `member`: whose robot to act for, of a checkpoint of a mixture; "" for the first with actions.
+    `member`: whose robot to act for, of a checkpoint of a mixture; "" for the first with actions. `instruction`: what to do, for a model
+    with language; null: what the world itself asks for, "": nothing.
     """
 
     checkpoint: str = "runs/lift/model"
@@ -204,6 +209,7 @@ class EvalRun:
     keep_videos: int = 2
     out: str | None = None
     member: str = ""
+    instruction: str | None = None
 
 
 @dataclass(frozen=True)
@@ -213,7 +219,8 @@ class ControlRun:
 
     `world` and `seed` are those of a simulated robot, whose episodes end with success or its own limit. `record`: a store
     that episodes are added to; `bag`, `audit`, `monitor`: see configs/control.yaml. `force`: begin although the budget does
-    not fit. `out`: the summary as JSON.
+    not fit. `out`: the summary as JSON. `instruction`: what to do, for a model with language; null: what the
+    robot's card says, "": nothing.
     """
 
     checkpoint: str = "runs/lift/model"
@@ -239,6 +246,7 @@ class ControlRun:
     monitor: str = "none"
     force: bool = False
     out: str | None = None
+    instruction: str | None = None
 
     def __post_init__(self):
         if self.robot not in ROBOTS:

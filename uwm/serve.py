@@ -80,11 +80,12 @@ def load(run: ServeRun) -> Served:
     schema = Schema(
         config.cameras, config.autoencoder.image_size, sizes[1], sizes[0], run.policy.chunk, _names(run, config.cameras),
         None if low is None or high is None else tuple(low), None if low is None or high is None else tuple(high),
-        config.history,
+        config.history, model.hears,
     )  # fmt: skip
     told = {**about(run, card), "policy": to_mapping(run.policy), "chunking": to_mapping(run.chunking), "room": policy.room}
+    told["language"] = config.language.kind
     example = {name: value.numpy() for name, value in policy.start([0]).tensors().items()}
-    return Served(policy, schema, told, levels(run.policy), Planner(policy, run.chunking), example)
+    return Served(policy, schema, told, levels(run.policy), Planner(policy, run.chunking), example, model.words)
 
 
 def about(run: ServeRun, card: dict) -> dict:
@@ -113,7 +114,7 @@ def warm_up(served: Served, repeats: int = 3) -> tuple[float, float]:
 
     schema = served.schema
     blank = {name: np.zeros((schema.image_size, schema.image_size, 3), np.uint8) for name in schema.cameras}
-    blank["proprio"] = np.zeros(schema.proprio_size, np.float32)
+    blank |= {"proprio": np.zeros(schema.proprio_size, np.float32), "prompt": "do it"}  # so that an encoder of words is open, too
     session, times = Session(served), []
     for _ in range(repeats):
         began = perf_counter()

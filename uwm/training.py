@@ -136,7 +136,8 @@ def _unfinished(out: Path, run: TrainRun, data: TrainingData) -> dict | None:
             )
     # Settings that an older version did not know are at their defaults.
     then, now = (_without_places(to_mapping(each)) for each in (from_mapping(TrainRun, about["config"], str(out)), run))
-    kept = ("model", "init", "distil", "augment", "autoencoder", "train", "streams", "declare", "mixture", "image_size", "camera_dropout")
+    kept = ("model", "init", "distil", "augment", "autoencoder", "train", "streams", "declare", "mixture", "image_size", "camera_dropout",
+            "instruction_dropout")  # fmt: skip
     changed = [key for key in kept if then[key] != now[key]]
     if changed == ["train"] and about["step"] == then["train"]["steps"] and now["train"] == _longer(then["train"], run.train.steps):
         return about

@@ -27,13 +27,17 @@ _RATE_SLACK = 1e-6  # of one frame, as in `uwm_data.windows`
 
 @dataclass(frozen=True)
 class WindowConfig:
-    """Ticks per second of the model; what is done to training frames; memory for latents of frames, or a folder for them."""
+    """Ticks per second of the model; what is done to training frames; memory for latents of frames, or a folder for them.
+
+    `camera_dropout`, `instruction_dropout`: the share of training samples that do without.
+    """
 
     rate_hz: float
     augment: AugmentConfig
     camera_dropout: float
     cache_bytes: int
     latents: str = ""
+    instruction_dropout: float = 0.0
 
 
 class ModelWindows:
@@ -55,6 +59,7 @@ class ModelWindows:
             offsets |= dict.fromkeys((data.action, data.intended), self.rates.offsets if self.rates else ticks)
         self.windows = uwm_data.Windows(data.store, offsets, episodes, data.anchor, config.cache_bytes)
         self.demonstrated = torch.tensor([episode not in data.failed for episode in self.windows.episodes.tolist()])
+        self.told = model.words([data.instruction(index) for index in self.windows.episodes.tolist()]) if model.hears else None
         films = bool(model.config.video_frames and data.cameras)
         self.codec = model.video if films else None
         self.latents = (self._table() if config.latents or self._fits_in_memory() else self._encoded) if films else None
@@ -71,6 +76,7 @@ class ModelWindows:
     def batch(self, indices: np.ndarray, generator: Generator | None = None) -> Batch:
         """Windows by number; with a generator the frames are augmented and cameras dropped (training)."""
         read, model = self.windows.batch(indices), self.model
+        observed, (instruction, told) = self._observed(read, generator), self._hear(indices, generator)
         action, intended, there = self._act(read)
         future = torch.arange(action.shape[1]) >= model.config.past
         tokens, valid = {"action": action}, [there]
@@ -81,7 +87,7 @@ class ModelWindows:
             tokens["state"], there = self._will_feel(read)
             valid.append(there)
         return Batch(
-            self._observed(read, generator),
+            replace(observed, present=observed.present | told, instruction=instruction),
             model.layout.pack(tokens),
             torch.cat(valid, dim=1),
             torch.where(future[None, :, None], intended, action),
@@ -148,6 +154,15 @@ class ModelWindows:
             proprio = normaliser.normalise(proprio)
             proprio = pad(proprio, (0, self.model.config.proprio_size - proprio.shape[1]))
         return proprio, {} if bool(known.all()) else {"proprio": known.any(dim=1)}
+
+    def _hear(self, indices: np.ndarray, generator: Generator | None) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """The instructions of the windows' episodes, and where there is one; None for a model without language."""
+        if self.told is None:
+            return None, {}
+        vector, there = (each[self.windows.locate(np.asarray(indices))[0]] for each in self.told)
+        if generator is not None:
+            there = there & (torch.rand(len(there), generator=generator) >= self.config.instruction_dropout)
+        return vector, {"instruction": there}
 
     # ---- what is denoised ------------------------------------------------------------------------------------
 
@@ -311,6 +326,10 @@ def _joined(parts: list[Batch], model: RobotModel) -> Batch:
         for kind in (*model.layout.kinds, DEMONSTRATED)
     }  # fmt: skip
     observation = _observed_by_all([p.observation for p in parts], model)
+    if model.hears:
+        told = torch.cat([_there(p.observation, "instruction", True) for p in parts])
+        instruction = torch.cat([p.observation.instruction for p in parts])
+        observation = replace(observation, present=observation.present | {"instruction": told}, instruction=instruction)
     together = [torch.cat([getattr(p, name) for p in parts]) for name in ("clean", "valid", "intended", "dims")]
     return Batch(observation, *together, has)
 

@@ -36,6 +36,7 @@ _WORLDS = {
     "Door": ("uwm_envs.manipulation:Manipulation", {"task": "Door"}, "uwm_envs.experts.door:DoorExpert"),
     "PushT": ("uwm_envs.pusht:PushT", {}, "uwm_envs.experts.pusht:PushTExpert"),
     "Toy": ("uwm_envs.toy:Toy", {}, "uwm_envs.toy:ToyExpert"),
+    "ToyColours": ("uwm_envs.toy_colours:ToyColours", {}, "uwm_envs.toy:ToyExpert"),
     **{
         f"metaworld-{task}": ("uwm_envs.metaworld:MetaWorld", {"task": task}, "uwm_envs.experts.metaworld:MetaWorldExpert")
         for task in METAWORLD_TASKS

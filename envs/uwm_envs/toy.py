@@ -62,12 +62,16 @@ class Toy(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
+        self._place()
+        self._steps, self._still = 0, None
+        return self.observe(), {"success": self._success()}
+
+    def _place(self) -> None:
+        """Draw where everything is."""
         draw = self.np_random.uniform
         self._position = draw((-0.3, -0.9), (0.3, -0.7))
         self._target = draw((-0.3, 0.7), (0.3, 0.85))
         self._obstacle = draw((-0.1, -0.1), (0.1, 0.1))
-        self._steps, self._still = 0, None
-        return self.observe(), {"success": self._success()}
 
     def step(self, action):
         velocity = checked_action(action, self._low, self._high) * MAX_SPEED_M_S

@@ -23,6 +23,7 @@ BENCHES = {
     "delay": "uwm.bench.delay_bench",
     "fvdm": "uwm.bench.fvdm_bench",
     "goal-image": "uwm.bench.goal_image_bench",
+    "language": "uwm.bench.language_bench",
     "loader": "uwm.bench.loader_bench",
     "modes": "uwm.bench.modes_bench",
     "pusa": "uwm.bench.pusa_bench",

@@ -1,7 +1,7 @@
 """The unified model: encoders for what is observed, token projections for what is denoised, one backbone between.
 
 ```
-cameras, proprioception --encoders--> context tokens (block 0, level 0) --+-- kept once per observation as a Prefix
+cameras, state, words   --encoders--> context tokens (block 0, level 0) --+-- kept once per observation as a Prefix
                                                                           |
 actions, future video --in--> tokens (block 1, their levels) ------> backbone --out--> prediction per token
 ```
@@ -31,7 +31,8 @@ class UnifiedModel(RobotModel):
         image_size = config.autoencoder.image_size
         self.see = nn.ModuleDict({name: eyes.make(config.eyes, image_size, config.grid, width) for name in config.cameras})
         self.feel = StateEncoder(config.proprio_size, width)
-        self.context_tag = nn.Parameter(0.02 * torch.randn(1 + len(config.cameras), width))
+        hears = config.language.hears
+        self.context_tag = nn.Parameter(0.02 * torch.randn(1 + len(config.cameras) + hears, width))
         self.stream_tag = nn.Parameter(0.02 * torch.randn(len(self.layout.streams), width))
         sizes = {stream.kind: stream.size for stream in self.layout.streams}
         self.read = nn.ModuleDict({kind: _mlp(size, width, width) for kind, size in sizes.items()})
@@ -39,6 +40,7 @@ class UnifiedModel(RobotModel):
         for linear in self.write.values():
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
+        self.hear = StateEncoder(config.language.width, width) if hears else None
 
     @property
     def width(self) -> int:
@@ -68,6 +70,9 @@ class UnifiedModel(RobotModel):
     def context(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
         """Context tokens (B, M, D), their places (M, 3) and which are there (B, M); those of an earlier observation stand at its tick."""
         parts = [self._context(seen, tick) for tick, seen in self._moments(observation) if seen is not None]
+        instruction, told = self._told(observation)
+        if self.hear:
+            parts.append((self.hear(instruction) + self.context_tag[-1], torch.zeros(1, 3), told[:, None]))
         tokens, place, seen = zip(*parts, strict=True)
         return torch.cat(tokens, dim=1), torch.cat(place).to(tokens[0].device), torch.cat(seen, dim=1)
 

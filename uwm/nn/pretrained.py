@@ -26,7 +26,7 @@ def described(path: str, image_size: int) -> AutoencoderConfig:
     """The config of the autoencoder in a folder. ValueError where it is none, or of another geometry."""
     try:
         told = json.loads((Path(path) / "config.json").read_text())
-        fingerprint = _fingerprint(path)
+        weights = fingerprint(Path(path) / WEIGHTS)
     except (OSError, ValueError) as error:
         raise ValueError(f"no pretrained autoencoder in {path}: {error}") from error
     if told.get("_class_name") != "AutoencoderKL":
@@ -34,7 +34,7 @@ def described(path: str, image_size: int) -> AutoencoderConfig:
     down = 2 ** (len(told["block_out_channels"]) - 1)
     if down != DOWN or told.get("in_channels", 3) != 3:
         raise ValueError(f"{path} makes a latent of {down} x {down} pixels of {told.get('in_channels', 3)} channels, not of 8 x 8 of three")
-    return AutoencoderConfig(image_size, latent=int(told["latent_channels"]), path=str(path), fingerprint=fingerprint)
+    return AutoencoderConfig(image_size, latent=int(told["latent_channels"]), path=str(path), fingerprint=weights)
 
 
 def make(config: AutoencoderConfig) -> FrameCoder:
@@ -83,7 +83,7 @@ def _open(config: AutoencoderConfig) -> torch.nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def _fingerprint(path: str) -> str:
-    """Sixteen letters of the weights' SHA-256."""
-    with open(Path(path) / WEIGHTS, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+def fingerprint(file: Path) -> str:
+    """Sixteen letters of the SHA-256 of weights that stay outside a checkpoint."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]

@@ -21,6 +21,7 @@ from uwm.nn.autoencoder import AutoencoderConfig
 from uwm.nn.backbone import BackboneConfig
 from uwm.nn.codecs import Embodiment, NormaliseConfig
 from uwm.nn.eyes import EyesConfig
+from uwm.nn.language import LanguageConfig, Words
 from uwm.nn.unet import UNetSizes
 
 TRUNKS = ("transformer", "unet")
@@ -46,7 +47,8 @@ class ModelConfig:
     `eyes`; `patch` and `merge`: a video token stands for patch x patch latents of merge frames (named by the first of them); `path` and
     `noise_shift`: see `uwm.noise.gaussian.path`; sizes in numbers; `normalise`: how each stream is normalised; `members`:
     the datasets of a mixture, whose actions and proprioception fill the first of `action_size` and `proprio_size` places;
-    `trunk`: "transformer", of the sizes `backbone`, or "unet", of the sizes `unet`, which knows actions only.
+    `trunk`: "transformer", of the sizes `backbone`, or "unet", of the sizes `unet`, which knows actions only; `language`: how it
+    understands instructions.
     """
 
     cameras: tuple[str, ...]
@@ -70,6 +72,7 @@ class ModelConfig:
     trunk: str = "transformer"
     unet: UNetSizes = field(default_factory=UNetSizes)
     eyes: EyesConfig = field(default_factory=EyesConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
 
     def __post_init__(self):
         if self.trunk not in TRUNKS:
@@ -121,7 +124,8 @@ class Observation:
     `earlier`: what was seen at each tick of the model's `history`, in its order; left out, nothing of it was seen.
 
     `present` {camera: (B,) bool} marks cameras that are missing in some samples; a camera left out is missing in all. Under
-    "proprio" it marks missing proprioception. `normalised`: proprio is so already, and as wide as the model's: samples of
+    "proprio" it marks missing proprioception. `instruction` (B, W): what to do, as the model's `words` put it; under "instruction"
+    `present` marks samples without one, None is none at all. `normalised`: proprio is so already, and as wide as the model's: samples of
     several robots, each by its own normaliser.
     """
 
@@ -130,20 +134,28 @@ class Observation:
     present: dict[str, Tensor] = field(default_factory=dict)
     normalised: bool = False
     earlier: tuple["Observation", ...] = ()
+    instruction: Tensor | None = None
 
 
 class RobotModel(nn.Module):
     """encode(observation) -> context; forward(tokens, level, role, layout, context, dims) -> prediction of every token.
 
-    A context is computed once per observation; `context.at(index)` gives it for a choice of samples.
+    A context is computed once per observation; `context.at(index)` gives it for a choice of samples. `words` turns instructions into
+    what an observation holds.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config, self.layout = config, config.layout
+        self.words = Words(config.language)
         self.members = nn.ModuleList(Embodiment(m.action_size, m.proprio_size, config.normalise) for m in config.members)
         own = Embodiment(*config.sizes(config.acting), config.normalise)
         self.normalise_action, self.normalise_proprio = own.action, own.proprio
+
+    @property
+    def hears(self) -> bool:
+        """Whether instructions mean anything to it."""
+        return self.config.language.hears
 
     def act_as(self, member: str = "") -> Self:
         """Takes over the normalisers of a member of the mixture, by default of the first that has actions; returns itself."""
@@ -199,6 +211,21 @@ class RobotModel(nn.Module):
         """Which samples have proprioception."""
         proprio = observation.proprio
         return observation.present.get("proprio", torch.ones(len(proprio), dtype=torch.bool, device=proprio.device))
+
+    def _told(self, observation: Observation) -> tuple[Float[Tensor, "B W"], Bool[Tensor, " B"]]:
+        """The instruction, with numbers of about one, and which samples have one."""
+        proprio, vector, width = observation.proprio, observation.instruction, self.config.language.width
+        if vector is None:
+            return proprio.new_zeros(len(proprio), width), torch.zeros(len(proprio), dtype=torch.bool, device=proprio.device)
+        if not self.hears:
+            raise ValueError("the model was trained without language: leave the instruction out")
+        if vector.shape != (len(proprio), width):
+            raise ValueError(f"instruction must be ({len(proprio)}, {width}), got {tuple(vector.shape)}")
+        there = observation.present.get("instruction", torch.ones(len(vector), dtype=torch.bool, device=vector.device))
+        vector = torch.where(there[:, None], vector, 0.0)
+        if not bool(torch.isfinite(vector).all()):
+            raise ValueError("instruction has numbers that are not finite")
+        return vector * width**0.5, there
 
     def _camera(self, observation: Observation, name: str) -> tuple[Tensor, Tensor]:
         """The image of one camera and where it is there; a missing camera is black and absent."""

@@ -1,7 +1,7 @@
 """The 1-D U-Net as a robot's model: Diffusion Policy (Chi et al. 2023) and Streaming Diffusion Policy (Høeg et al. 2024), acting only.
 
 ```
-cameras, proprioception --encoders--> one vector, kept once per observation ---+
+cameras, state, words   --encoders--> one vector, kept once per observation ---+
                                                                                | FiLM
 executed, committed and coming actions, their levels ----------------------> U-Net --> prediction per action
 ```
@@ -44,9 +44,10 @@ class UNetModel(RobotModel):
         self.see = nn.ModuleDict({name: eyes.make(config.eyes, side, config.grid, size) for name in config.cameras})
         self.feel = StateEncoder(config.proprio_size, size)
         self.moment = size * (1 + 2 * len(config.cameras))  # numbers that tell of one observation
-        condition = self.moment * (1 + len(config.history))
+        condition = self.moment * (1 + len(config.history)) + size * config.language.hears
         self.unet = UNet(config.unet, config.action_size, condition, config.past + config.horizon)
-        self.blank = nn.Parameter(0.02 * torch.randn(condition))  # what stands for what was not seen
+        self.blank = nn.Parameter(0.02 * torch.randn(condition))  # what stands for what was not seen or told
+        self.hear = StateEncoder(config.language.width, size) if config.language.hears else None
 
     @property
     def width(self) -> int:
@@ -61,8 +62,12 @@ class UNetModel(RobotModel):
 
     def encode(self, observation: Observation) -> Features:
         """Runs the encoders once; the result serves every call on this observation. Earlier ones stand behind the present one."""
-        moments = zip(self._moments(observation), self.blank.split(self.moment), strict=True)
-        found = [blank[None] if seen is None else self._features(seen, blank) for (_, seen), blank in moments]
+        moments, (instruction, told) = self._moments(observation), self._told(observation)
+        blanks = self.blank[: self.moment * len(moments)].split(self.moment)
+        found = [blank[None] if seen is None else self._features(seen, blank) for (_, seen), blank in zip(moments, blanks, strict=True)]
+        if self.hear:
+            heard = self.hear(instruction)[:, 0]
+            found.append(torch.where(told[:, None], heard, self.blank[-heard.shape[1] :]))
         return Features(torch.cat([each.expand(len(found[0]), -1) for each in found], dim=1))
 
     def _features(self, observation: Observation, blank: Float[Tensor, " g"]) -> Float[Tensor, "B g"]:

@@ -13,18 +13,22 @@ from uwm.robot.processes import deaf_to_interrupts
 
 @dataclass(frozen=True)
 class Episode:
-    """Observations (T + 1 of each), executed and intended actions (T of each), and what is known of the run."""
+    """Observations (T + 1 of each), executed and intended actions (T of each), and what is known of the run.
+
+    `instruction`: what this episode asked for, in worlds where they differ.
+    """
 
     seed: int
     observations: dict[str, np.ndarray]
     action: np.ndarray
     action_intended: np.ndarray
     success: bool
+    instruction: str = ""
 
 
 def record(env: Any, expert: Any, seed: int) -> Episode:
     """One episode of an expert; a failed one is returned too, marked."""
-    observation, _ = env.reset(seed=seed)
+    observation, told = env.reset(seed=seed)
     # The expert's own randomness must not be the scene's: the same number would tie noise to placement.
     expert.start(env, np.random.default_rng([seed, 1]))
     observations, actions, wishes, success, ended = [observation], [], [], False, False
@@ -36,7 +40,8 @@ def record(env: Any, expert: Any, seed: int) -> Episode:
         wishes.append(wish)
         success, ended = bool(info["success"]), terminated or truncated
     stacked = {name: np.stack([o[name] for o in observations]) for name in observations[0]}
-    return Episode(seed, stacked, np.stack(actions).astype(np.float32), np.stack(wishes).astype(np.float32), success)
+    acted, wished = (np.stack(each).astype(np.float32) for each in (actions, wishes))
+    return Episode(seed, stacked, acted, wished, success, told.get("instruction", ""))
 
 
 def collect(make: Callable[[], tuple[Any, Any]], seeds: Sequence[int], workers: int) -> Iterator[Episode]:

@@ -41,14 +41,22 @@ class Rollout:
     distances: list[float] = field(default_factory=list)
 
 
-def rollout(env: Any, policy: Policy, seed: int, camera: str | None = None, watched: bool = False) -> Rollout:
-    """Runs one episode from `env.reset(seed=seed)`. With `camera` its frames are kept; `watched` keeps the buffer at every call."""
-    observation, _ = env.reset(seed=seed)
+def rollout(
+    env: Any, policy: Policy, seed: int, camera: str | None = None, watched: bool = False, instruction: str | None = None
+) -> Rollout:
+    """Runs one episode from `env.reset(seed=seed)`. With `camera` its frames are kept; `watched` keeps the buffer at every call.
+
+    `instruction`: what to do; None: what the world asks for, if the model has language.
+    """
+    observation, info = env.reset(seed=seed)
+    if instruction is None:
+        instruction = asked(env, info) if policy.model.hears else ""
     history, memory, before = History.reaching(policy.history).add(observation), policy.start([seed]), policy.calls
     low, high = env.action_space.low, env.action_space.high
     result, ended = Rollout(seed, False, 0, 0), False
     while not ended:
-        seen = observe([history.seen[-1]], policy.cameras, [history.earlier(policy.history)])
+        now = {**history.seen[-1], "prompt": instruction}
+        seen = observe([now], policy.cameras, [history.earlier(policy.history)], policy.model.words)
         if policy.config.frames and result.ticks:
             result.distances.append(float(policy.distance(memory, seen)[0]))
         began = time.perf_counter()
@@ -70,6 +78,11 @@ def rollout(env: Any, policy: Policy, seed: int, camera: str | None = None, watc
         memory = policy.done(memory, torch.from_numpy(executed)[None])
     result.calls = policy.calls - before
     return result
+
+
+def asked(env: Any, info: dict) -> str:
+    """What a world wants: of this episode, as its `reset` told, or of all, as its card tells; "" where it does not say."""
+    return info.get("instruction") or env.unwrapped.card.get("instruction", "")
 
 
 def _moment(policy: Policy, memory: roll.Buffer, first: int, executed: np.ndarray) -> Moment:

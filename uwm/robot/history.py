@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from uwm.nn.codecs import frames_to_unit
+from uwm.nn.language import Words
 from uwm.nn.robot_model import Observation
 
 
@@ -54,14 +55,21 @@ def observe(
     observations: Sequence[dict[str, np.ndarray]],
     cameras: tuple[str, ...],
     earlier: Sequence[Sequence[dict[str, np.ndarray]]] = (),
+    words: Words | None = None,
 ) -> Observation:
     """Present observations of B environments as tensors; a camera that some lack is marked missing there.
 
-    `earlier`: for each environment what it saw at the ticks of the model's history (`History.earlier`).
+    "prompt" holds an instruction as text, which the model's `words` turn into a vector. `earlier`: for each environment what it
+    saw at the ticks of the model's history (`History.earlier`).
     """
     now = _moment(observations, cameras, len(observations[0]["proprio"]))
     moments = zip(*earlier, strict=True)
-    return replace(now, earlier=tuple(_moment(moment, cameras, now.proprio.shape[1]) for moment in moments))
+    now = replace(now, earlier=tuple(_moment(moment, cameras, now.proprio.shape[1]) for moment in moments))
+    texts = [str(o.get("prompt") or "").strip() for o in observations]
+    if not any(texts):
+        return now
+    instruction, told = (words or Words())(texts)
+    return replace(now, instruction=instruction, present={**now.present, "instruction": told})
 
 
 def _moment(observations: Sequence[dict[str, np.ndarray]], cameras: tuple[str, ...], size: int) -> Observation:

@@ -24,7 +24,7 @@ def seat_status(seat: Seat, now_s: float, pictures: bool) -> dict:
         "last_ms": None if seat.last_ms is None else round(seat.last_ms, 2),
         "idle_s": round(now_s - seat.used_s, 1),
         "levels": [round(level, 3) for level in session.levels()],
-        "cameras": {name: picture(value) for name, value in session.seen.items() if value.ndim == 3} if pictures else {},
+        "cameras": {name: picture(value) for name, value in session.seen.items() if np.ndim(value) == 3} if pictures else {},
     }
 
 

@@ -25,6 +25,7 @@ is a plain dict of arrays and numbers (`uwm.robot.wire` makes bytes of it); its 
 A policy with a history looks at earlier observations of the session: those of its requests, each a chunk of ticks behind the last.
 What fell on no request is not known, and absent; a client that sees every tick sends jobs, which carry their `earlier` observations.
 
+An observation may hold an instruction in words under openpi's name, `prompt`; a policy without language does not look at it.
 A job carries its memory with it and takes the new one home, so a controller's episode lives in the controller: any server of
 the same checkpoint goes on with it, also one that was started a moment ago, with the very same actions.
 """
@@ -40,10 +41,11 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
+from uwm.nn.language import Words
 from uwm.robot.history import History, observe
 from uwm.robot.inference import Answer, Job
 
-LONGEST = 1000  # actions in a job's queue, or executed since the last one
+LONGEST = 1000  # actions in a job's queue, or executed since the last one; letters of an instruction
 FIELDS = ("session", "sequence", "executed", "reset", "seed", "stamp_s", "deadline_s", "prompt")
 
 
@@ -68,7 +70,7 @@ class Schema:
     """What an observation must be: cameras with the side of their square pictures, proprioception and action sizes.
 
     `names`: other names for our keys, e.g. {"observation/image": "agentview"}. `low`, `high`: what actions are clipped to.
-    `history`: how many ticks ago the earlier observations are that the policy looks at.
+    `history`: how many ticks ago the earlier observations are that the policy looks at. `hears`: whether the policy has language.
     """
 
     cameras: tuple[str, ...]
@@ -80,6 +82,7 @@ class Schema:
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
     history: tuple[int, ...] = ()
+    hears: bool = False
 
     def __post_init__(self):
         for name in ("low", "high"):
@@ -106,7 +109,7 @@ class Schema:
             raise RequestError(f"the observation has no robot state: send {self.proprio_size} numbers as 'observation/state'")
         if self.cameras and len(found) == 1:
             raise RequestError(f"the observation has no picture: send at least one of {list(self.cameras)}")
-        return found
+        return {**found, "prompt": self._prompt(request.get("prompt", ""))} if self.hears else found
 
     def _named(self, request: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """What there is of an observation."""
@@ -132,6 +135,11 @@ class Schema:
             arrived = "no array" if value is None else f"{value.dtype} {value.shape}"
             raise RequestError(f"{key!r} must be {self.proprio_size} numbers, got {arrived}: state in the order of the training data")
         return value.astype(np.float32)
+
+    def _prompt(self, text: Any) -> str:
+        if not isinstance(text, str) or len(text) > LONGEST:
+            raise RequestError(f"'prompt' must be a text of at most {LONGEST} letters, got {text!r:.40}")
+        return text
 
     def _image(self, key: str, value: Any) -> np.ndarray:
         wanted = f"{key!r} must be a uint8 picture (height, width, 3)"
@@ -197,7 +205,8 @@ class Served:
     """A policy that can be asked: what observations it takes, what is told about it, and how full its buffer is.
 
     `about`: plain values for a client (checkpoint, units, rate). `levels`: memory -> one noise level per chunk of the buffer.
-    `planner`: what answers a controller's jobs; `example`: a job's memory, to which those that arrive are compared.
+    `planner`: what answers a controller's jobs; `example`: a job's memory, to which those that arrive are compared. `words`: what the
+    policy's model makes of a prompt.
     """
 
     policy: Acting
@@ -206,6 +215,7 @@ class Served:
     levels: Callable[[Any], list[float]] | None = None
     planner: Callable[[Job], Answer] | None = None
     example: Mapping[str, np.ndarray] = field(default_factory=dict)
+    words: Words = field(default_factory=Words)
 
     def memory(self, arrived: Any) -> dict[str, np.ndarray] | None:
         """A job's memory, refused unless it has the names, dtypes and shapes of ours (any number of samples of the moment)."""
@@ -287,7 +297,7 @@ class Session:
             memory = policy.done(memory, torch.from_numpy(executed)[None])
             history = history.missed(schema.chunk - 1)
         before, history = policy.calls, history.add(seen)
-        memory, actions = policy.act(memory, observe([seen], schema.cameras, [history.earlier(schema.history)]))
+        memory, actions = policy.act(memory, observe([seen], schema.cameras, [history.earlier(schema.history)], self.served.words))
         actions = schema.clip(np.array(actions[0], np.float32))
         if not np.isfinite(actions).all():
             raise RequestError("the policy produced an action that is not finite; check the observation and the checkpoint")
