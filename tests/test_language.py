@@ -129,10 +129,12 @@ def test_a_rollout_does_what_the_world_asks_or_what_it_is_told(checkpoint):
         evaluate.rollout(env, deaf, 3, instruction="go")
 
 
-def test_an_evaluation_and_a_control_run_say_what_to_do(checkpoint, tmp_path):
+def test_an_evaluation_and_a_control_run_say_what_to_do(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "_worker", {})
     told = {"checkpoint": str(checkpoint), "world": {"name": "ToyColours", "cameras": ["agentview"], "image_size": 32, "max_steps": 4}}
     run = from_mapping(EvalRun, {**told, "policy": {"rows": 4, "chunk": 2, "chunks": 2}, "rollouts": 1, "instruction": "go"})
-    assert build.roll_out(run)[0].ticks <= 4
+    build._enter_worker(run)
+    assert build._roll_one(0, False).ticks <= 4
     recorded = tmp_path / "acted.zarr"
     for given in ("reach the black target", None):
         run = run_of(checkpoint, world=told["world"], instruction=given, record=str(recorded), duration_s=1.0, force=True)
@@ -162,6 +164,7 @@ def test_a_server_takes_openpis_prompt(checkpoint):
 
     assert served.about["language"] == "minilm"
     assert not np.array_equal(answer(prompt="go to the black disc"), answer(prompt="push"))
+    assert np.array_equal(answer(prompt="push"), answer(prompt=" push"))
     assert np.array_equal(answer(prompt=""), answer())
     for wrong in (7, "x" * 1001):
         with pytest.raises(RequestError, match="'prompt' must be a text of at most 1000 letters"):

@@ -22,16 +22,11 @@ import uwm_envs
 from uwm.bench import base, experiment
 from uwm.bench.gates import Gate
 from uwm.bench.runner import Result
-from uwm.core.patterns import Pattern
-from uwm.learn.loop import TrainConfig
-from uwm.learn.objective import ObjectiveConfig
-from uwm.nn.backbone import BackboneConfig
 from uwm.nn.language import LanguageConfig
 from uwm.nn.robot_model import RobotModel
 from uwm.robot import evaluate as evaluation
 from uwm.robot.policy import Policy, PolicyConfig
-from uwm.runs import SizeConfig, TrainRun
-from uwm.training import load_model, train
+from uwm.training import load_model
 from uwm_envs.toy_colours import COLOURS, WORDINGS
 
 CLAIM = "A policy does which of four things it is told: it needs the instruction, follows a wrong one, and understands other words."
@@ -40,7 +35,11 @@ DATA, OUT = Path("runs/bench/toy_colours.zarr"), Path("runs/bench/toy_colours")
 SIZE, CAMERAS = 32, ("agentview",)
 FIRST_SEED, EPISODES = 50_000, 100
 POLICY = PolicyConfig(rows=12, chunk=3, chunks=4)
-PATTERNS = (Pattern(0.6, "ladder", "absent", chunk=3), Pattern(0.4, "constant", "absent"))
+TRAINING = (
+    "model=tiny", "model.language.kind=minilm", "model.video_frames=[]", "model.horizon=12", "model.grid=4", "model.backbone.width=64",
+    "model.backbone.depth=3", "model.backbone.heads=4", "model.backbone.waist=32", "patterns@train.objective.patterns=actions",
+    "train.steps=1500", "threads=1", "logger=off",
+)  # fmt: skip
 OTHERS = ("head for the {} spot", "please touch the {} thing")
 RIGHT, MATTERS, LOST = 0.8, 0.3, 0.1  # success when told; what a wrong instruction or none costs; what other words may
 
@@ -74,10 +73,8 @@ def run(quick: bool, out: Path | None) -> Result:
 def trained() -> Path:
     """The checkpoint, made the first time."""
     base.made("-m", "uwm.cli", "collect", "world=toy-colours", f"out={DATA}", "episodes=300")
-    backbone = BackboneConfig(width=64, depth=3, heads=4, waist=32)
-    size = SizeConfig(horizon=12, video_frames=(), language=LANGUAGE, backbone=backbone)
-    learned = TrainConfig(steps=1500, batch=32, objective=ObjectiveConfig(3, patterns=PATTERNS))
-    return train(TrainRun(str(DATA), str(OUT), logger="off", model=size, train=learned))
+    base.made("-m", "uwm.cli", "train", f"data={DATA}", f"out={OUT}", *TRAINING)
+    return OUT / "model"
 
 
 def measured(checkpoint: str, arm: str, seeds: list[int], _: int) -> dict:
