@@ -52,7 +52,7 @@ class History:
 
 
 def observe(
-    observations: Sequence[dict[str, np.ndarray]],
+    observations: Sequence[dict[str, np.ndarray | str]],
     cameras: tuple[str, ...],
     earlier: Sequence[Sequence[dict[str, np.ndarray]]] = (),
     words: Words | None = None,
@@ -72,7 +72,7 @@ def observe(
     return replace(now, instruction=instruction, present={**now.present, "instruction": told})
 
 
-def _moment(observations: Sequence[dict[str, np.ndarray]], cameras: tuple[str, ...], size: int) -> Observation:
+def _moment(observations: Sequence[dict[str, np.ndarray | str]], cameras: tuple[str, ...], size: int) -> Observation:
     felt = ["proprio" in o for o in observations]
     proprio = torch.from_numpy(np.stack([np.asarray(o.get("proprio", np.zeros(size)), np.float32) for o in observations]))
     images, present = {}, {} if all(felt) else {"proprio": torch.tensor(felt)}
