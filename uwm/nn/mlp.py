@@ -1,5 +1,6 @@
 """A multilayer perceptron from what is observed to a whole plan: behaviour cloning at its simplest (Pomerleau 1991)."""
 
+import itertools
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class MLP(nn.Module):
         super().__init__()
         self.length = length
         widths = [condition, *[sizes.width] * sizes.depth]
-        hidden = [nn.Sequential(nn.Linear(a, b), nn.LayerNorm(b), nn.Mish()) for a, b in zip(widths, widths[1:], strict=False)]
+        hidden = [nn.Sequential(nn.Linear(a, b), nn.LayerNorm(b), nn.Mish()) for a, b in itertools.pairwise(widths)]
         self.layers = nn.Sequential(*hidden, nn.Linear(sizes.width, length * action_size))
 
     def forward(

@@ -190,7 +190,7 @@ class RobotModel(nn.Module):
         if self.config.prediction == "regression":
             asked = role == roles.ACTIVE
             if not bool((level[asked] == 1).all()):
-                told = "train with patterns@train.objective.patterns=regression (rule `once`), act with policy=regression, sample with rows=1"
+                told = "train with patterns@train.objective.patterns=regression, act with policy=regression, sample with rows=1"
                 raise ValueError(f"{REGRESSION}, got levels below 1: {told}")
             read = read & ~asked
         return torch.where(read[..., None], x, 0.0)

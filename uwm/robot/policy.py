@@ -103,7 +103,8 @@ class Policy:
     def __init__(self, model: RobotModel, config: PolicyConfig):
         self.model, self.config = model.eval(), config
         if model.config.prediction == "regression" and (config.kind, config.rows, config.marginal) != ("chunked", 1, False):
-            raise ValueError(f"{REGRESSION}: act with policy=regression (kind chunked, rows 1), not with {config.rows} rows of kind {config.kind}")
+            told = f"{config.rows} rows of kind {config.kind}{', marginal' if config.marginal else ''}"
+            raise ValueError(f"{REGRESSION}: act with policy=regression (kind chunked, rows 1), not with {told}")
         self.layouts: dict[int, tuple[Layout, Int[Tensor, " N"]]] = {}
         self.ladder = self._ladder()
         self._layout(0)  # a horizon that was not trained is refused now, not at the first observation

@@ -55,7 +55,7 @@ def reordered(network: Callable[..., Tensor], order: Int[Tensor, " N"]) -> Calla
 
 
 def beside_noise(network: Callable[..., Tensor], layout: Layout, noise: Float[Tensor, "B V S"]) -> Callable[..., Tensor]:
-    """The network for the first tokens of `layout`, beside which all others stand as given noise of level 1 (marginalised, UWM sec. III-C)."""
+    """The network for the first tokens of `layout`; all others stand beside them as given noise of level 1 (UWM sec. III-C)."""
 
     def call(x: Tensor, level: Tensor, role: Tensor, own: Layout, context: object) -> Tensor:
         batch, others = noise.shape[:2]
