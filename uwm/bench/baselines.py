@@ -41,6 +41,8 @@ MODES = {
     "video": Pattern(1.0, "absent", "constant"),
     "joint": Pattern(1.0, "constant", "constant"),
 }
+SPECIALISTS = {mode: (pattern,) for mode, pattern in MODES.items() if mode != "policy"}  # dp-dit is that of the policy
+SPECIALISTS["streaming"] = (replace(MODES["streaming"], weight=0.8), replace(MODES["policy"], weight=0.2))  # SDP: a fifth fills the buffer
 BASELINES = {  # and the policy that belongs to each
     "dp-unet": "dp", "dp-dit": "dp", "pad": "pad", "gr1": "gr1",
     "bc-mlp": "regression", "bc-transformer": "regression", "act": "regression",
@@ -75,8 +77,8 @@ class Task:
 
 
 def arms() -> list[str]:
-    """Ours, the baselines, and a specialist for every mode; that of the policy is dp-dit, the same network."""
-    return [OURS, *BASELINES, *(mode for mode in MODES if mode != "policy")]
+    """Ours, the baselines, and the specialists."""
+    return [OURS, *BASELINES, *SPECIALISTS]
 
 
 def run_of(task: Task, arm: str, seed: int, out: Path) -> TrainRun:
@@ -85,7 +87,7 @@ def run_of(task: Task, arm: str, seed: int, out: Path) -> TrainRun:
     told += task.frames if arm not in BASELINES or arm in FORESEE else ["model.video_frames=[]"]
     told += [size for name, size in task.sizes if name == arm]
     run = from_mapping(TrainRun, compose("train", [*told, *([f"baseline={arm}"] if arm in BASELINES else [])]))
-    patterns = (MODES[arm],) if arm in MODES else run.train.objective.patterns
+    patterns = SPECIALISTS.get(arm, run.train.objective.patterns)
     return replace(run, train=replace(run.train, objective=replace(run.train.objective, patterns=_seen_as(task, patterns))))
 
 
@@ -119,16 +121,16 @@ def _policies(arm: str) -> list[tuple[str, tuple[str, ...]]]:
 
 def _losses(task: Task, path: Path, arm: str) -> Iterator[tuple[str, float]]:
     """Denoising losses on held-out windows, of the modes that an arm was made for."""
-    modes = MODES if arm == OURS else {"policy": MODES["policy"]} if arm == "dp-dit" else {arm: MODES[arm]} if arm in MODES else {}
+    modes = [mode for mode in MODES if arm in (OURS, mode) or (arm, mode) == ("dp-dit", "policy")]
     if not modes:
         return
     model, windows = held_out(path)
     config = from_mapping(TrainRun, load_model(path)[1]["config"]).train.objective
     batch = windows.batch(np.linspace(0, len(windows) - 1, min(task.windows, len(windows))).astype(int))
-    for name, pattern in modes.items():
-        asked = replace(config, draws=DRAWS, patterns=_seen_as(task, (pattern,)))
+    for mode in modes:
+        asked = replace(config, draws=DRAWS, patterns=_seen_as(task, (MODES[mode],)))
         with torch.no_grad():
-            yield f"loss {name}", float(objective.loss(model, batch, asked, generator_at(0, 0))[0])
+            yield f"loss {mode}", float(objective.loss(model, batch, asked, generator_at(0, 0))[0])
 
 
 def _driven(task: Task, model: RobotModel, name: str, overrides: tuple[str, ...], seeds: range) -> dict:

@@ -28,6 +28,7 @@ from uwm.bench.baselines import BASELINES, MODES, OURS, Task
 from uwm.bench.experiment import SEEDS, Found, gate, values
 from uwm.bench.gates import Gate
 from uwm.bench.runner import Result
+from uwm.core.config import to_mapping
 from uwm_envs.pusht import SUCCESS_COVERAGE
 
 CLAIM = "One unified net acts at least as well as the best baseline of equal size, and does every mode as well as a specialist for it."
@@ -74,7 +75,8 @@ def study(task: Task, folder: str, seeds: Sequence[int], kept: Path | None, work
     """{arm: figures for every seed} of one task; the demonstrations are made the first time."""
     baselines.demonstrations(task)
     measuring = {arm: partial(baselines.measured, task, arm, folder, FIRST_SEED) for arm in baselines.arms()}
-    return experiment.run_arms(f"unified-{task.world}", measuring, seeds, asdict(task), kept, workers)
+    configs = {arm: to_mapping(baselines.run_of(task, arm, 0, Path(folder))) for arm in measuring} if kept else {}
+    return experiment.run_arms(f"unified-{task.world}", measuring, seeds, [asdict(task), FIRST_SEED, configs], kept, workers)
 
 
 def result(tasks: dict[str, Found], seeds: Sequence[int], is_full: bool) -> Result:
