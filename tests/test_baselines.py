@@ -172,6 +172,8 @@ def test_what_a_baseline_cannot_be_is_refused(changes, words):
 def test_a_plan_with_frames_that_nobody_foresees_is_refused():
     with pytest.raises(ValueError, match="needs a model that was trained with video"):
         Policy(made("dp-dit"), PolicyConfig("chunked", 4, 8, 2, 0, frames=True))
+    with pytest.raises(ValueError, match="this one foresees nothing"):
+        Policy(made("dp-dit"), PolicyConfig("chunked", 4, 8, 2, 0, marginal=True))
     for wrong in ({"revise": 1.0, "frames": True}, {"frames": True, "warm": 0.5}, {"marginal": True, "frames": True}):
         with pytest.raises(ValueError, match=r"streaming policy|begins from noise|without frames"):
             PolicyConfig("chunked", **wrong)

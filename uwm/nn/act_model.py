@@ -42,11 +42,9 @@ class ActModel(UnifiedModel):
 
     def styled(self, context: Prefix, style: Float[Tensor, "B Z"]) -> Prefix:
         """What was observed, and the token of a style behind it."""
-        level, block, seen = style.new_zeros(len(style), 1), torch.zeros(1, dtype=torch.int64), torch.ones(len(style), 1, dtype=torch.bool)
-        device = style.device
-        _, told = self.backbone(
-            self.tell(style)[:, None], level, level.new_zeros(1, 3), block.to(device), seen.to(device), context, with_registers=False
-        )
+        token, level = self.tell(style)[:, None], style.new_zeros(len(style), 1)
+        place, block = level.new_zeros(1, 3), level.new_zeros(1).long()
+        _, told = self.backbone(token, level, place, block, level == 0, context, with_registers=False)
         join = lambda first, second: tuple(torch.cat(pair, dim=2) for pair in zip(first, second, strict=True))  # noqa: E731
         return Prefix(join(context.keys, told.keys), join(context.values, told.values), torch.cat([context.seen, told.seen], dim=1))
 
@@ -74,11 +72,9 @@ class Posterior(nn.Module):
         """Mean and log-variance of the style; actions that are not `seen` have no influence."""
         read = self.read(torch.where(seen[..., None], actions, 0.0))
         tokens = torch.cat([self.summary.expand(len(read), 1, -1).to(read.dtype), self.feel(proprio)[:, None], read], dim=1)
-        count = tokens.shape[1]
-        place = torch.zeros(count, 3, device=read.device)
-        place[:, 0] = torch.arange(count, device=read.device)
-        there = torch.nn.functional.pad(seen, (2, 0), value=True)
-        block = torch.zeros(count, dtype=torch.int64, device=read.device)
-        out, _ = self.backbone(tokens, place.new_zeros(tokens.shape[:2]), place, block, there)
+        place = torch.zeros(tokens.shape[1], 3, device=read.device)
+        place[:, 0] = torch.arange(len(place))
+        there, level = torch.nn.functional.pad(seen, (2, 0), value=True), place.new_zeros(tokens.shape[:2])
+        out, _ = self.backbone(tokens, level, place, place.new_zeros(len(place)).long(), there)
         mean, log_variance = self.write(out[:, 0]).chunk(2, dim=-1)
         return mean, log_variance

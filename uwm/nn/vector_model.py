@@ -21,9 +21,9 @@ from uwm.core.shapes import Bool, Float, Int
 from uwm.core.streams import Layout
 from uwm.nn import eyes
 from uwm.nn.encoders import StateEncoder
-from uwm.nn.mlp import MLP, MLPSizes
+from uwm.nn.mlp import MLP
 from uwm.nn.robot_model import ModelConfig, Observation, RobotModel
-from uwm.nn.unet import UNet, UNetSizes
+from uwm.nn.unet import UNet
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,9 @@ class VectorModel(RobotModel):
         self.see = nn.ModuleDict({name: eyes.make(config.eyes, side, config.grid, size) for name in config.cameras})
         self.feel = StateEncoder(config.proprio_size, size)
         condition = size * (1 + 2 * len(config.cameras))
-        network = {"unet": UNet, "mlp": MLP}[config.trunk]
-        self.add_module(config.trunk, network(self._sizes, config.action_size, condition, config.past + config.horizon))
+        of_plan = config.action_size, condition, config.past + config.horizon
+        self.add_module(config.trunk, MLP(config.mlp, *of_plan) if config.trunk == "mlp" else UNet(config.unet, *of_plan))
         self.blank = nn.Parameter(0.02 * torch.randn(condition))  # what stands for a camera that is not there
-
-    @property
-    def _sizes(self) -> UNetSizes | MLPSizes:
-        return getattr(self.config, self.config.trunk)
 
     @property
     def _network(self) -> UNet | MLP:
@@ -64,7 +60,7 @@ class VectorModel(RobotModel):
     @property
     def width(self) -> int:
         """Numbers of a token of what is observed."""
-        return self._sizes.feature
+        return getattr(self.config, self.config.trunk).feature
 
     @property
     def modulation_share(self) -> float:

@@ -105,6 +105,8 @@ class Policy:
         if model.config.prediction == "regression" and (config.kind, config.rows, config.marginal) != ("chunked", 1, False):
             told = f"{config.rows} rows of kind {config.kind}{', marginal' if config.marginal else ''}"
             raise ValueError(f"{REGRESSION}: act with policy=regression (kind chunked, rows 1), not with {told}")
+        if config.marginal and model.layout.kinds == ("action",):
+            raise ValueError("policy.marginal puts noise in the place of what a model foresees, and this one foresees nothing")
         self.layouts: dict[int, tuple[Layout, Int[Tensor, " N"]]] = {}
         self.ladder = self._ladder()
         self._layout(0)  # a horizon that was not trained is refused now, not at the first observation
