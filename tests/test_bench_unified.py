@@ -64,6 +64,6 @@ def test_an_arm_is_trained_and_measured_in_the_toy_world(tmp_path):
     baselines.demonstrations(task)
     ours, pad = (baselines.measured(task, arm, str(tmp_path), 0, 0) for arm in ("UWM", "pad"))
     assert {f"loss {mode}" for mode in baselines.MODES} < set(ours) and len(ours["streaming outcomes"]) == len(pad["outcomes"]) == 1
-    assert not any(name.startswith("loss") for name in pad) and pad["calls_per_action"] > ours["streaming calls_per_action"]
+    assert not any(name.startswith("loss") for name in pad) and pad["calls_per_action"] >= 16 / 8
     with unchecked_shapes():
         assert baselines.measured(replace(task, rollouts=2), "inverse", str(tmp_path), 0, 0).keys() == {"parameters", "loss inverse"}
