@@ -4,8 +4,12 @@
     python datasets/make_pusht_state.py --episodes 20 --out runs/pusht_small
     python datasets/make_pusht_state.py --episodes 2000 --pushed-m 0.02 --workers 2 --out runs/pusht_pushed
 
+    python datasets/make_pusht_state.py --episodes 2000 --pushed-m 0.02 --played 1000 --out runs/pusht_pushed     # and play
+
 Interrupted, it continues where it stopped. Episode i has seed FIRST_SEED + i; every second one carries action noise. With
 `--pushed-m` that noise is half as strong and every episode is pushed aside about once in thirty ticks.
+Episodes of play lie behind the planner's: the pusher goes where nobody wished it to, mostly into the block. They count as failed, and
+teach what follows from actions (`uwm train failures_teach=true`).
 Seeds from FIRST_SEED on are for training; evaluate on smaller ones.
 """
 
@@ -19,9 +23,11 @@ import numpy as np
 import uwm_envs
 from uwm_data import EpisodeStore, StreamSpec
 from uwm_envs.experts.pusht import PushTExpert
+from uwm_envs.pusht import HALF_WIDTH_M
 
 FIRST_SEED = 100_000
 NOISES = (0.0, 0.2)
+PLAY_TICKS, PLAY_M = 60, 0.12  # of an episode of play; how far from the block's middle most of its targets lie
 SHARD_BYTES = 1 << 16  # small: every append leaves a table behind whose size grows with the shard
 
 
@@ -72,26 +78,56 @@ def record(index: int, pushed_m: float) -> tuple[dict, dict]:
     }
 
 
+def play(index: int) -> tuple[dict, dict]:
+    """Episode `index` of play as (arrays, metadata): a new target every two to seven ticks."""
+    env, seed = world(), FIRST_SEED + index
+    (observation, info), rng = env.reset(seed=seed), np.random.default_rng(seed)
+    rows, actions, until = [observation], [], 0
+    while len(actions) < PLAY_TICKS:
+        if len(actions) >= until:
+            block, near = env.unwrapped.privileged()["block"][:2], rng.random() < 0.8
+            target = block + rng.uniform(-PLAY_M, PLAY_M, 2) if near else rng.uniform(-HALF_WIDTH_M, HALF_WIDTH_M, 2)
+            until = len(actions) + rng.integers(2, 8)
+        actions.append(np.clip(target / HALF_WIDTH_M, -1, 1).astype(np.float32))
+        observation, _, _, _, info = env.step(actions[-1])
+        rows.append(observation)
+    arrays = {name: np.stack([row[name] for row in rows]) for name in ("proprio", "state")}
+    arrays["action"] = arrays["action_intended"] = np.stack(actions)
+    told = {"task": "PushT", "instruction": "play", "seed": seed, "success": False, "source": "play"}
+    return arrays, {**told, "final_coverage": float(info["coverage"])}
+
+
+def record_or_play(index: int, episodes: int, pushed_m: float) -> tuple[dict, dict]:
+    """The planner's `episodes`, and play behind them."""
+    return record(index, pushed_m) if index < episodes else play(index)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--episodes", type=int, default=150)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "pusht_state")
     parser.add_argument("--pushed-m", type=float, default=0.0, help="how far off (m) the executed action is now and then")
+    parser.add_argument("--played", type=int, default=0, help="episodes of play behind those of the planner")
     parser.add_argument("--workers", type=int, default=1, help="processes; the episodes and their order do not depend on it")
     chosen = parser.parse_args()
     card = world().unwrapped.card
     command = f"python datasets/make_pusht_state.py --episodes {chosen.episodes}"
     command += f" --pushed-m {chosen.pushed_m}" if chosen.pushed_m else ""
+    command += f" --played {chosen.played}" if chosen.played else ""
     described = {**card, "source": "planner", "command": command, "first_seed": FIRST_SEED}
     if (chosen.out / "zarr.json").exists():
         open_store = EpisodeStore.open(chosen.out, write=True)
     else:
         open_store = EpisodeStore.create(chosen.out, streams(card), described, shard_bytes=SHARD_BYTES)
+    count = chosen.episodes + chosen.played
+    if len(open_store) >= count:
+        print(f"{chosen.out} is complete ({len(open_store)} episodes)")
+        return
     with open_store as store, multiprocessing.get_context("spawn").Pool(chosen.workers) as pool:
-        todo = range(len(store), chosen.episodes)
-        for index, (arrays, meta) in enumerate(pool.imap(partial(record, pushed_m=chosen.pushed_m), todo), len(store)):
+        made = partial(record_or_play, episodes=chosen.episodes, pushed_m=chosen.pushed_m)
+        for index, (arrays, meta) in enumerate(pool.imap(made, range(len(store), count)), len(store)):
             store.append(arrays, meta)
-            print(f"{index + 1}/{chosen.episodes} ticks {len(arrays['action'])} coverage {meta['final_coverage']:.3f}", flush=True)
+            print(f"{index + 1}/{count} ticks {len(arrays['action'])} coverage {meta['final_coverage']:.3f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from uwm.core.patterns import Pattern
 from uwm.learn import consistency, objective, style
 from uwm.learn.objective import ObjectiveConfig
 from uwm.nn import trunks
+from uwm.nn.backbone import BackboneConfig
 from uwm.robot.modes import sample
 from uwm.robot.policy import Policy, PolicyConfig
 from uwm.runs import EvalRun, TrainRun
@@ -162,6 +163,7 @@ def test_what_a_regression_cannot_do_is_refused_by_name():
         ({"trunk": "act"}, "'act' is a regression"),
         ({"trunk": "mlp", "prediction": "regression"}, "set past to 0, got 2"),
         ({"trunk": "act", "video_frames": (4,)}, "'act' knows actions only"),
+        ({"backbone": BackboneConfig(16, condition=8), "history": (1,)}, "one vector: it goes neither with trunk 'act' nor with history"),
     ],
 )
 def test_what_a_baseline_cannot_be_is_refused(changes, words):

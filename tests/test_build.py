@@ -155,6 +155,17 @@ def test_a_finished_run_goes_on_behind_a_restart_as_if_it_had_never_ended(store,
     assert "a finished run goes on with" in refusal(capfd, "train", f"data={store}", f"out={trained}", *TRAINING, "train.steps=7")
 
 
+def test_finetuning_begins_with_a_checkpoint_and_its_normalisers(store, trained, tmp_path, capfd):
+    begin, tune = str(trained / "model"), ["train", f"data={store}", f"out={tmp_path}", *TRAINING]
+    assert cli.main([*tune, f"init={begin}", "train.optim.rate=0.0"]) == 0, "with a rate of 0 nothing changes"
+    before, after = (checkpoints.load(folder / "model").average for folder in (trained, tmp_path))
+    torch.testing.assert_close(after, before)
+    assert checkpoints.describe(tmp_path / "model")["config"]["init"] == begin
+    assert "trained with other settings (init, train)" in refusal(capfd, *tune)
+    assert "init=" in (told := refusal(capfd, *tune, f"out={tmp_path / 'other'}", f"init={begin}", "model.horizon=6")) and "horizon" in told
+    assert "not with others" in refusal(capfd, *tune, f"init={begin}", f"distil.teacher={begin}")
+
+
 def test_other_settings_or_other_data_are_not_mixed_into_a_run(store, trained, tmp_path, capfd):
     told = refusal(capfd, "train", f"data={store}", f"out={trained}", *TRAINING, "train.optim.rate=0.5")
     assert "trained with other settings (train)" in told

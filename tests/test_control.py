@@ -10,6 +10,7 @@ import types
 
 import numpy as np
 import pytest
+import torch
 
 import test_robot_dds
 import test_robot_robots
@@ -382,7 +383,7 @@ def test_a_robot_of_lerobot_is_made_by_its_type_and_config_and_driven(tmp_path, 
         drive(checkpoint, robot="lerobot", rate_hz=30.0, options={**options, "type": "fake_folower"})
 
 
-def test_bfloat16_plans_stay_near_those_in_float32(checkpoint):
+def test_bfloat16_plans_stay_near_those_in_float32_and_a_processor_without_it_is_told(checkpoint, monkeypatch, capsys):
     jobs, answers = [], {}
     for precision in ("float32", "bfloat16"):
         run = run_of(checkpoint, precision=precision)
@@ -394,4 +395,8 @@ def test_bfloat16_plans_stay_near_those_in_float32(checkpoint):
         answers[precision] = plan(jobs[0]).actions
     assert answers["bfloat16"].dtype == np.float32 and not np.array_equal(*answers.values())
     spread = np.abs(answers["float32"]).max()
+    capsys.readouterr()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    drive(checkpoint, precision="bfloat16", duration_s=0.3)
+    assert "no instructions for bfloat16; precision=float32 is" in capsys.readouterr().out
     np.testing.assert_allclose(answers["bfloat16"], answers["float32"], atol=0.05 * spread)

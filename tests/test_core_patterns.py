@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uwm.core import patterns, roles
-from uwm.core.patterns import RULES, Pattern, draw, draw_mixture
+from uwm.core.patterns import DEMONSTRATED, RULES, Pattern, draw, draw_mixture
 from uwm.core.streams import Layout, Stream
 
 LAYOUT = Layout(
@@ -287,6 +287,19 @@ def test_samples_that_lack_a_kind_of_stream_draw_only_patterns_that_teach_them_s
             kept = torch.zeros(4)
             kept[allowed] = weights[allowed] / weights[allowed].sum()
             torch.testing.assert_close(share, kept, atol=0.04, rtol=0)
+
+
+def test_what_is_not_to_be_imitated_draws_only_what_follows_from_actions_or_explains_them():
+    forward, inverse = Pattern(0.2, "given", "constant"), Pattern(0.1, "constant", "given")
+    mixture = (Pattern(0.4, "ladder", "absent"), Pattern(0.3), inverse, forward)
+    shown = torch.arange(4000) % 2 == 0
+    choice = draw_mixture(mixture, LAYOUT, 4000, seeded(), {DEMONSTRATED: shown}).pattern
+    assert set(choice[~shown].tolist()) == {2, 3} and set(choice[shown].tolist()) == {0, 1, 2, 3}
+    assert float((choice[~shown] == 3).float().mean()) == pytest.approx(2 / 3, abs=0.04)
+    filmless = draw_mixture(mixture, LAYOUT, 4000, seeded(), {DEMONSTRATED: shown, "video": shown}).pattern
+    assert set(filmless[~shown].tolist()) == {2}, "without video there is nothing to foresee"
+    with pytest.raises(ValueError, match="what is not to be imitated needs a pattern"):
+        draw_mixture(mixture[:2], LAYOUT, 4, seeded(), {DEMONSTRATED: shown[:4]})
 
 
 def test_a_kind_that_all_samples_have_changes_no_draw():

@@ -1,6 +1,8 @@
 """The committed Push-T episodes are whole, belong to this world and happen again when their actions are replayed."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,17 @@ def test_the_store_was_recorded_in_the_world_of_today(store):
         assert store.card[key] == now[key], key
     # what the card of today says besides (mode, frame, gripper) was not written down when the store was made
     assert set(store.card["action"]) < set(now["action"]) and not cards.differences(store.card, now)
+
+
+def test_play_goes_on_where_it_stopped_pushes_the_block_about_and_counts_as_failed(tmp_path):
+    command = [sys.executable, str(PLACE.parent / "make_pusht_state.py"), "--episodes", "0", "--out", str(tmp_path / "play")]
+    for count in ("1", "3"):
+        subprocess.run([*command, "--played", count], check=True, capture_output=True, timeout=120)
+    played = EpisodeStore.open(tmp_path / "play")
+    assert len(played) == 3 and not any(played.meta(index)["success"] for index in played.episodes)
+    states = [played.read(index, "state") for index in played.episodes]
+    assert max(np.linalg.norm(each[-1, 2:4] - each[0, 2:4]) for each in states) > 0.03
+    assert all(len(np.unique(played.read(index, "action"), axis=0)) > 8 for index in played.episodes), "a new target now and then"
 
 
 @pytest.mark.parametrize("index", [0, 1, 99])

@@ -128,10 +128,19 @@ def test_it_trains_explains_itself_and_acts_by_the_same_commands(tmp_path, capfd
 
 @pytest.mark.parametrize(
     ("name", "cameras", "million"),
-    [("unet", ("agentview", "wrist"), 5.5), ("sdp-state", (), 66.1), ("dp-unet", (), 66.1), ("sdp-image", ("agentview",), 253.4)],
+    [("unet", ("agentview", "wrist"), 5.5), ("sdp-state", (), 65.8), ("dp-unet", (), 66.1), ("sdp-image", ("agentview",), 262.9)],
 )
 def test_the_networks_of_the_configs_have_the_sizes_that_they_say(name, cameras, million):
     config = from_mapping(SizeConfig, compose("train", [f"model={name}"])["model"])
     with torch.device("meta"):
         net = trunks.make(config.model(cameras, 11, 7, 64))
     assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(million, rel=0.01)
+
+
+@pytest.mark.parametrize(("name", "cameras", "million"), [("sdp-state", (), 70.8), ("sdp-image", ("agentview",), 252.8)])
+def test_with_flat_levels_and_twenty_actions_the_streaming_papers_networks_are_those_of_its_code(name, cameras, million):
+    changes = ["model.unet.film=flat", "model.past=1", "model.horizon=19"]
+    config = from_mapping(SizeConfig, compose("train", [f"model={name}", *changes])["model"]).model(cameras, 20, 2, 96)
+    with torch.device("meta"):
+        net = trunks.make(config)
+    assert config.history == (1,) and sum(p.numel() for p in net.unet.parameters()) / 1e6 == pytest.approx(million, rel=0.001)

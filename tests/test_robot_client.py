@@ -28,7 +28,7 @@ POLICY = {"rows": 8, "chunk": 2, "chunks": 3, "past": 2}
 
 
 def save_checkpoint(folder, seed=0):
-    net = tiny.model(seed)
+    net = tiny.model(seed, history=(1, 2))
     card = {
         "model": to_mapping(net.config), "cameras": list(tiny.CAMERAS), "rate_hz": 10.0, "robot": "point", "data_checksum": "ab" * 16,
         "action": {"names": ["x", "y"], "units": ["m", "m"], "mode": "delta", "low": [-1.0, -1.0], "high": [1.0, 1.0]},
@@ -253,14 +253,15 @@ def test_what_is_no_policy_server_is_told():
 # ----------------------------------------------------------------------------------------------------- a served checkpoint
 
 
+def seen(step):
+    told = policies.observation(step, 32)
+    pictures = {"agentview": told["observation/image"], "wrist": told["observation/wrist_image"]}
+    return {**pictures, "proprio": np.float32(told["observation/state"])}
+
+
 def job(step, memory=None, executed=0):
-    seen = policies.observation(step, 32)
-    named = {
-        "agentview": seen["observation/image"],
-        "wrist": seen["observation/wrist_image"],
-        "proprio": np.float32(seen["observation/state"]),
-    }
-    return Job(step, step, named, np.zeros((2, 2), np.float32), np.zeros((executed, 2), np.float32), delay=2, memory=memory, seed=3)
+    earlier, executed = (seen(step + 10), {"proprio": np.ones(2, np.float32)} if step else {}), np.zeros((executed, 2), np.float32)
+    return Job(step, step, seen(step), np.zeros((2, 2), np.float32), executed, delay=2, memory=memory, seed=3, earlier=earlier)
 
 
 def test_a_controllers_job_gets_the_planners_own_answer_from_any_server(checkpoint):
@@ -270,7 +271,7 @@ def test_a_controllers_job_gets_the_planners_own_answer_from_any_server(checkpoi
         # Every job is answered by another server: the memory travels with the job.
         with policies.serving(served_by(checkpoint)) as server, PolicyClient(server.url, timeout_s=100) as client:
             answers = (served.planner(job(step, memory[0], 2 * bool(step))), client.plan(job(step, memory[1], 2 * bool(step))))
-            assert client.card == served.policy.card
+            assert client.card == served.policy.card and client.card.history == (1, 2)
         memory = tuple(answer.memory for answer in answers)
         here.append(answers[0].actions)
         there.append(answers[1].actions)
@@ -286,6 +287,8 @@ def test_a_controllers_job_gets_the_planners_own_answer_from_any_server(checkpoi
         ({"executed": np.full((2, 2), np.nan)}, "'executed' must be"),
         ({"count": 0}, "'count'"),
         ({"observation": {}}, "no robot state"),
+        ({"earlier": ({},)}, r"lists what was seen \[1, 2\] ticks ago"),
+        ({"earlier": ({}, {"proprio": np.ones(3, np.float32)})}, "'proprio' must be 2 numbers"),
     ],
 )
 def test_a_job_that_does_not_fit_is_refused_in_words(checkpoint, changes, told):

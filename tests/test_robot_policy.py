@@ -17,7 +17,6 @@ from uwm.robot.inference import Job
 from uwm.robot.policy import Policy, PolicyConfig
 from uwm.sample.denoise import reordered
 from uwm.sample.roll import Buffer
-from uwm_data import clamp_frames
 
 CONFIG = PolicyConfig(rows=8, chunk=2, chunks=4, past=2)
 
@@ -101,16 +100,6 @@ def test_a_horizon_that_was_not_trained_is_refused():
 def test_nan_in_an_observation_is_refused_with_its_place():
     with pytest.raises(ValueError, match=r"proprio.*nan.*\[1\]"):
         History(1).add({"proprio": np.array([0.0, np.nan])})
-
-
-def test_the_history_pads_like_training_windows():
-    history = History(4)
-    for tick in range(6):
-        history = history.add({"proprio": np.array([float(tick)])})
-        offsets = (-3, -2, -1, 0)
-        wanted, real = clamp_frames(np.array([tick + o for o in offsets]), tick + 1)
-        frames, valid = history.read("proprio", offsets)
-        assert frames[:, 0].tolist() == wanted.tolist() and valid.tolist() == real.tolist()
 
 
 def test_a_camera_that_some_environments_lack_is_marked():
@@ -292,6 +281,8 @@ def test_a_planner_that_foresees_goes_on_with_its_buffer():
 def test_a_policy_that_cannot_foresee_says_so():
     with pytest.raises(ValueError, match="foresee belongs to a streaming policy"):
         replace(CONFIG, kind="chunked", foresee=True)
+    with pytest.raises(ValueError, match="a moment that nobody saw"):
+        Policy(tiny.feeling(history=(1,)), replace(CONFIG, chunks=2, foresee=True))
     for blind in (tiny.model(), tiny.model(cameras=(), video_frames=()), tiny.model(state_frames=(1, 2))):
         with pytest.raises(ValueError, match=r"without cameras that was trained with model\.state_frames"):
             Policy(blind, replace(CONFIG, foresee=True))

@@ -47,36 +47,39 @@ def test_what_does_not_fit_travels_as_it_is():
 def sums(job):
     """What a policy would do with a job: looks at the frames."""
     assert not job.observation["front"].flags.owndata
-    return Answer(np.array([[float(value.astype(np.float64).sum()) for value in job.observation.values()]], np.float32))
+    seen = [value for each in (job.observation, *job.earlier) for value in each.values()]
+    return Answer(np.array([[float(value.astype(np.float64).sum()) for value in seen]], np.float32))
 
 
 def make_sums():
     return sums
 
 
-def answered(worker, observation, index=0):
+def answered(worker, observation, index=0, earlier=()):
     give_up = time.monotonic() + 60
     while not worker.idle:
         assert time.monotonic() < give_up
         time.sleep(0.01)
     none = np.zeros((0, 2), np.float32)
-    worker.submit(Job(index, index, observation, none, none))
+    worker.submit(Job(index, index, observation, none, none, earlier=earlier))
     while (result := worker.poll()) is None:
         assert time.monotonic() < give_up
         time.sleep(0.001)
     return result
 
 
-def test_a_worker_sees_the_frames_of_every_job_also_after_its_process_was_killed():
+def test_a_worker_sees_the_frames_of_every_job_and_earlier_ones_also_after_its_process_was_killed():
     before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
     worker = ProcessWorker(make_sums, MonotonicClock())
     try:
         for index in range(3):
             told = frames(seed=index)
-            result = answered(worker, told, index)
+            earlier = [frames(seed=10 + index), {}, frames(seed=20 + index)][:index]
+            result = answered(worker, told, index, tuple(earlier))
             assert result.error is None, result.error
             found = result.answer.actions[0]
-            np.testing.assert_allclose(found, [value.astype(np.float64).sum() for value in told.values()], rtol=1e-6)
+            wanted = [value.astype(np.float64).sum() for each in (told, *earlier) for value in each.values()]
+            np.testing.assert_allclose(found, wanted, rtol=1e-6)
         os.kill(worker.process_id, signal.SIGKILL)
         assert answered(worker, frames(), 3).error is not None
         np.testing.assert_allclose(answered(worker, frames(7), 4).answer.actions[0][0], frames(7)["front"].sum(), rtol=1e-6)

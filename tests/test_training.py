@@ -12,7 +12,7 @@ import foreign
 import uwm_data
 from uwm import training
 from uwm.core.config import ConfigError, from_mapping
-from uwm.core.patterns import Pattern
+from uwm.core.patterns import DEMONSTRATED, Pattern
 from uwm.data import TrainingData
 from uwm.dataset import resized
 from uwm.learn import checkpoint as checkpoints
@@ -327,9 +327,10 @@ def test_episodes_that_lack_their_actions_teach_video_only(tmp_path):
     assert data.statistics["data"]["action"]["count"] == sum(own.store.length(i, "action") for i in own.training)
 
 
-def test_what_will_be_felt_is_its_change_since_now_and_ends_with_the_episode(tmp_path):
+@pytest.mark.parametrize("history", [[], [1]])
+def test_what_will_be_felt_is_its_change_since_now_and_ends_with_the_episode(tmp_path, history):
     store_of(tmp_path / "arm.zarr", state=3, episodes=3, cameras=())
-    shape = {"video_frames": [], "state_frames": [1, 4]}
+    shape = {"video_frames": [], "state_frames": [1, 4], "history": history}
     data, model, windows = prepared(run_of(tmp_path, data=str(tmp_path / "arm.zarr"), validation=0.0, model=SMALL["model"] | shape))
     batch, span = windows.batch(np.arange(len(windows))), model.layout.span("state")
     place, tick = windows.windows.locate(np.arange(len(windows)))
@@ -465,6 +466,30 @@ def test_a_file_of_another_format_trains_straight_away_and_is_converted_once(hdf
     told = capfd.readouterr().out
     assert "already complete" in told and "is trained (1 steps)" in told
     assert (store / "episodes.jsonl").stat().st_mtime_ns == before and len(list((tmp_path / "data").glob("*.zarr"))) == 1
+
+
+def test_failed_episodes_teach_what_follows_from_actions_and_are_not_imitated(tmp_path):
+    with EpisodeStore.create(tmp_path / "s.zarr", foreign.STREAMS, foreign.CARD) as store:
+        for seed in range(9):
+            store.append(*foreign.episode(9, seed))
+    data = {"data": str(tmp_path / "s.zarr"), "validation": 0.2}
+    alone, both = (TrainingData(run_of(tmp_path, **data, failures_teach=choice)) for choice in (False, True))
+    lost = both.first.failed
+    assert set(both.first.training) - set(alone.first.training) == lost and lost and lost <= {2, 5, 8}
+    assert not alone.first.failed and both.first.held_out == alone.first.held_out
+    _, model, windows = prepared(both.run)
+    batch = windows.batch(np.arange(len(windows)))
+    place, _ = windows.windows.locate(np.arange(len(windows)))
+    failed = torch.from_numpy(np.isin(windows.windows.episodes[place], list(lost)))
+    assert torch.equal(batch.has[DEMONSTRATED], ~failed) and 0 < int(failed.sum()) < len(failed)
+    assert DEMONSTRATED not in prepared(alone.run)[2].batch(np.arange(4)).has
+    # their actions, whatever they are, do not reach the loss of a policy: under forward dynamics they are given
+    policy, forward = Pattern(1.0, "ladder", "absent", chunk=2), Pattern(1.0, "given")
+    found = loss(model, batch, ObjectiveConfig(1, patterns=(policy, forward)), generator_at(0, 0))[1]
+    batch.intended[failed] = 1e3
+    assert loss(model, batch, ObjectiveConfig(1, patterns=(policy, forward)), generator_at(0, 0))[1] == found
+    with pytest.raises(ValueError, match="what is not to be imitated needs a pattern"):
+        loss(model, batch, ObjectiveConfig(1, patterns=(policy,)), generator_at(0, 0))
 
 
 def test_streams_of_the_data_are_chosen_and_renamed_by_config(hdf5, tmp_path):

@@ -1,5 +1,7 @@
 """A model of a few thousand weights and random batches for it, for tests of everything above the network."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -72,8 +74,14 @@ def observation(batch: int, seed: int = 0, config: ModelConfig | None = None) ->
     config = config or model().config
     generator = torch.Generator().manual_seed(seed)
     side = config.autoencoder.image_size
-    images = {name: torch.rand(batch, 3, side, side, generator=generator) for name in config.cameras}
-    return Observation(images, torch.randn(batch, config.proprio_size, generator=generator))
+    moments = [
+        Observation(
+            {name: torch.rand(batch, 3, side, side, generator=generator) for name in config.cameras},
+            torch.randn(batch, config.proprio_size, generator=generator),
+        )
+        for _ in (0, *config.history)
+    ]
+    return replace(moments[0], earlier=tuple(moments[1:]))
 
 
 def batch(net: UnifiedModel, count: int = 4, seed: int = 0) -> Batch:

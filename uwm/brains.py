@@ -16,6 +16,7 @@ import torch
 
 from uwm.core.config import ConfigError
 from uwm.learn import checkpoint as checkpoints
+from uwm.learn import precision
 from uwm.robot import budget as budgets
 from uwm.robot.chunking import Planner
 from uwm.robot.clock import Clock
@@ -45,6 +46,8 @@ class Brain:
 
 def here(run: ControlRun, clock: Clock, spec: RobotSpec, delay_s: Callable | None) -> Brain:
     """The checkpoint in a worker of this machine. CheckpointError when it was not trained for this robot."""
+    if told := precision.note(run.precision, "precision=float32"):
+        print(told)
     torch.set_num_threads(run.threads)
     model, card = load_model(run.checkpoint, run.member)
     checkpoints.refuse_mismatch(card, dict(spec.card))
@@ -73,7 +76,8 @@ def planner(run: ControlRun) -> Callable[[Job], Answer]:
     side, none = model.config.autoencoder.image_size, np.zeros((0, action), np.float32)
     blank = {name: np.zeros((side, side, 3), np.uint8) for name in model.config.cameras}
     # The first plan of a process is several times slower: a robot must not be the one to wait for it.
-    plan(Job(0, 0, {**blank, "proprio": np.zeros(proprio, np.float32)}, none, none))
+    seen = {**blank, "proprio": np.zeros(proprio, np.float32)}
+    plan(Job(0, 0, seen, none, none, earlier=(seen,) * len(model.config.history)))
     return plan
 
 

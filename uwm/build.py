@@ -10,6 +10,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -210,7 +211,8 @@ def policy_latency(policy: Policy, repeats: int = 60, threads: int = 1) -> dict[
     config, before = policy.model.config, torch.get_num_threads()
     side = config.autoencoder.image_size
     images = {name: torch.rand(1, 3, side, side) for name in config.cameras}
-    observation = Observation(images, policy.model.normalise_proprio.mean[None].clone())
+    seen = Observation(images, policy.model.normalise_proprio.mean[None].clone())
+    observation = replace(seen, earlier=(seen,) * len(config.history))
     memory = policy.start([0])
 
     def act() -> int:

@@ -25,7 +25,8 @@ class Dataset:
     """A store with the choice of its streams and the split of its episodes.
 
     `cameras` {the model's name: the store's}, `proprio` state streams, `action` and `intended` action streams or None,
-    `anchor` the stream that counts the ticks, at `rate_hz`; `training` and `held_out` episodes.
+    `anchor` the stream that counts the ticks, at `rate_hz`; `training` and `held_out` episodes, and `failed` ones among the
+    former, which are not to be imitated.
     Raises ConfigError on streams that are not there and on declarations that contradict the card.
     """
 
@@ -44,7 +45,7 @@ class Dataset:
         self.intended = wish if wish in self.store.streams else self.action
         self.anchor = self.action or reference_stream(self.store.streams, [*self.cameras.values(), *self.proprio])
         self.rate_hz = self.store.streams[self.anchor].rate_hz
-        self.training, self.held_out = self._split(run)
+        self.training, self.held_out, self.failed = self._split(run)
 
     # ---- what is there ---------------------------------------------------------------------------------------
 
@@ -143,16 +144,19 @@ class Dataset:
             wanted = "(H, W, 3)" if axes == 3 else "(n,)"
             raise ConfigError(f"{self.path}: stream {name!r} has frames of shape {shape}, a model takes {wanted} as {role}")
 
-    def _split(self, run: TrainRun) -> tuple[list[int], list[int]]:
+    def _split(self, run: TrainRun) -> tuple[list[int], list[int], frozenset[int]]:
         import uwm_data
 
         training, held_out = uwm_data.split_episodes(self.store, run.validation, run.train.seed)
+        failed = []
         if run.only_success:
             # Where nobody noted it, a demonstration is taken for a success.
-            training, held_out = ([i for i in part if self.store.meta(i).get("success", True)] for part in (training, held_out))
+            succeeded = lambda index: self.store.meta(index).get("success", True)  # noqa: E731
+            failed = [index for index in training if run.failures_teach and not succeeded(index)]
+            training, held_out = (list(filter(succeeded, part)) for part in (training, held_out))
         if not training:
             raise uwm_data.StoreError(f"{self.path} has no successful episode to train on; set only_success=false or collect more")
-        return training, held_out
+        return sorted([*training, *failed]), held_out, frozenset(failed)
 
 
 def open_store(data: str, folder: Path, options: Mapping[str, Any]):

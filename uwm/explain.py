@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -78,8 +79,9 @@ def _streams(model: RobotModel) -> str:
     config = model.config
     rows = [("stream", "kind", "ticks", "grid", "tokens", "numbers each")]
     grid, width = f"{config.grid} x {config.grid}, keypoints", model.width
-    rows += [(f"see {name}", "observed", "0", grid, model.see[name].tokens, width) for name in config.cameras]
-    rows += [("feel proprioception", "observed", "0", "1 x 1", 1, width)]
+    ticks, times = ", ".join(str(-tick) for tick in (*config.history[::-1], 0)), 1 + len(config.history)
+    rows += [(f"see {name}", "observed", ticks, grid, times * model.see[name].tokens, width) for name in config.cameras]
+    rows += [("feel proprioception", "observed", ticks, "1 x 1", times, width)]
     rows += [(s.name, s.kind, _span(s.frames), f"{s.grid[0]} x {s.grid[1]}", s.tokens, s.size) for s in model.layout.streams]
     return _columns(rows, (4, 5))
 
@@ -152,7 +154,8 @@ def example_observation(model: RobotModel) -> Observation:
     """A black observation of one sample, in the sizes that the model expects."""
     config = model.config
     side = config.autoencoder.image_size
-    return Observation({name: torch.zeros(1, 3, side, side) for name in config.cameras}, torch.zeros(1, model.normalise_proprio.size))
+    seen = Observation({name: torch.zeros(1, 3, side, side) for name in config.cameras}, torch.zeros(1, model.normalise_proprio.size))
+    return replace(seen, earlier=(seen,) * len(config.history))
 
 
 def policy_layout(model: RobotModel, policy: PolicyConfig) -> Layout:

@@ -57,6 +57,7 @@ class SizeConfig:
 
     past: int = 2
     horizon: int = 18
+    history: tuple[int, ...] = ()
     video_frames: tuple[int, ...] = (8, 16)
     state_frames: tuple[int, ...] = ()
     grid: int = 4
@@ -154,9 +155,11 @@ class TrainRun:
 
     `data`: a store or a dataset of any format that can be read, which is converted once into `out`/data; a `mixture` with
     members stands in its place. `options`: of the reader of another format, e.g. {filter_key: valid}. `declare`: what the card
-    leaves unknown, e.g. {image_orientation: upright, action: {mode: delta}}. `image_size`: pixels a side, null for the data's
-    own where the card tells one, else 64. `cache_gb`: memory for frames and latents. `latents`: a folder that keeps the latents of
-    training frames on disk, for later runs too; "" for memory. `distil`: begin with a teacher's weights, and learn to say in one call
+    leaves unknown, e.g. {image_orientation: upright, action: {mode: delta}}. `only_success`: failed episodes are left out;
+    `failures_teach`: they teach what follows from actions, under the patterns that imitate none. `image_size`: pixels a side, null for
+    the data's own where the card tells one, else 64. `cache_gb`: memory for frames and latents. `latents`: a folder that keeps the
+    latents of training frames on disk, for later runs too; "" for memory. `init`: a checkpoint of the same model to begin with
+    (finetuning): its averaged weights, normalisers and autoencoder. `distil`: begin with a teacher's, and learn to say in one call
     where its path ends.
     """
 
@@ -164,6 +167,7 @@ class TrainRun:
     out: str = "runs/lift"
     validation: float = 0.08
     only_success: bool = True
+    failures_teach: bool = False
     camera_dropout: float = 0.05
     logger: str = "offline"
     threads: int = 0
@@ -178,7 +182,12 @@ class TrainRun:
     autoencoder: AutoencodeConfig = field(default_factory=AutoencodeConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    init: str = ""
     distil: DistilConfig = field(default_factory=DistilConfig)
+
+    def __post_init__(self):
+        if self.init and self.distil.teacher:
+            raise ValueError(f"a student begins with its teacher's weights, not with others: got init={self.init} and a distil.teacher")
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,9 @@ def serve(config: dict) -> int:
     first_ms, warm_ms = warm_up(served)
     server = PolicyServer(served, run.server, seed=run.seed)
     print(f"serve: {run.checkpoint}: first answer {first_ms:.0f} ms, warm {warm_ms:.1f} ms for {served.schema.chunk} actions", flush=True)
+    between = [tick for tick in served.schema.history if tick % served.schema.chunk]
+    if between:
+        print(f"serve: what was seen {between} ticks ago is absent for clients that ask once a chunk, and known to controllers", flush=True)
     return server.run(lambda: print(_welcome(server), flush=True))
 
 
@@ -77,6 +80,7 @@ def load(run: ServeRun) -> Served:
     schema = Schema(
         config.cameras, config.autoencoder.image_size, sizes[1], sizes[0], run.policy.chunk, _names(run, config.cameras),
         None if low is None or high is None else tuple(low), None if low is None or high is None else tuple(high),
+        config.history,
     )  # fmt: skip
     told = {**about(run, card), "policy": to_mapping(run.policy), "chunking": to_mapping(run.chunking), "room": policy.room}
     example = {name: value.numpy() for name, value in policy.start([0]).tensors().items()}

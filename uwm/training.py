@@ -16,13 +16,12 @@ from uwm.core.config import ConfigError, from_mapping, to_mapping
 from uwm.data import ONLY, TrainingData, members_of, window_config
 from uwm.dataset import Dataset
 from uwm.learn import checkpoint as checkpoints
-from uwm.learn import consistency, style
+from uwm.learn import consistency, precision, style
 from uwm.learn.autoencode import measure_spread, train_autoencoder
 from uwm.learn.logs import Log
 from uwm.learn.loop import TrainState, generator_at, restore
 from uwm.learn.loop import train as run_training
 from uwm.learn.objective import Batch
-from uwm.learn.precision import resolved
 from uwm.nn import eyes, trunks
 from uwm.nn.robot_model import ModelConfig, RobotModel
 from uwm.runs import TrainRun
@@ -39,17 +38,18 @@ def train(run: TrainRun) -> Path:
     if about is not None and about["step"] >= run.train.steps:
         print(f"train: {out} is trained ({about['step']} steps)")
         return out
-    if run.train.precision == "bfloat16" != resolved("auto"):
-        print("note: this processor has no instructions for bfloat16; train.precision=auto is some twenty times faster here")
+    if told := precision.note(run.train.precision, "train.precision=auto"):
+        print(told)
     if run.threads:
         torch.set_num_threads(run.threads)
     torch.manual_seed(run.train.seed)
     model = trunks.make(data.model_config())
-    teacher = _teacher(run, model)
+    teacher = _alike(run.distil.teacher, "distil.teacher", model)
+    known = teacher or _alike(run.init, "init", model)
     state = TrainState.fresh(model, run.train)
     with Log(Path(run.out), run.logger, to_mapping(run), resume=about is not None) as log:
         if about is None:
-            _prepare(model, data, log, teacher)
+            _prepare(model, data, log, known)
             state = TrainState.fresh(model, run.train)
         else:
             print(f"train: resuming {out} at step {about['step']}")
@@ -68,22 +68,22 @@ def _loss(run: TrainRun, model: RobotModel, teacher: RobotModel | None) -> Calla
     return style.loss(run.train.objective) if model.config.trunk == "act" else None
 
 
-def _teacher(run: TrainRun, model: RobotModel) -> RobotModel | None:
-    """The model to distil, which must be of the same config."""
-    if not run.distil.teacher:
+def _alike(checkpoint: str, setting: str, model: RobotModel) -> RobotModel | None:
+    """The model of a checkpoint that a setting names, which must be of the same config; None for ""."""
+    if not checkpoint:
         return None
-    teacher, _ = load_model(run.distil.teacher)
-    mine, its = (to_mapping(each.config) for each in (model, teacher))
+    found, _ = load_model(checkpoint)
+    mine, its = (to_mapping(each.config) for each in (model, found))
     if differing := [name for name in mine if mine[name] != its[name]]:
         told = "; ".join(f"{name} is {its[name]} there and {mine[name]} here" for name in differing)
-        raise ConfigError(f"distil.teacher={run.distil.teacher} is another model: {told}")
-    return teacher
+        raise ConfigError(f"{setting}={checkpoint} is another model: {told}")
+    return found
 
 
-def _prepare(model: RobotModel, data: TrainingData, log: Log, teacher: RobotModel | None) -> None:
-    """Normalisers from statistics, then the autoencoder's own training; or all that a teacher knows."""
-    if teacher:
-        model.load_state_dict(teacher.state_dict())
+def _prepare(model: RobotModel, data: TrainingData, log: Log, known: RobotModel | None) -> None:
+    """Normalisers from statistics, then the autoencoder's own training; or all that another model knows."""
+    if known:
+        model.load_state_dict(known.state_dict())
         return
     _fit(model, data)
     eyes.begin(model.see, model.config.eyes)
@@ -142,7 +142,7 @@ def _unfinished(out: Path, run: TrainRun, data: TrainingData) -> dict | None:
             )
     # Settings that an older version did not know are at their defaults.
     then, now = (_without_places(to_mapping(each)) for each in (from_mapping(TrainRun, about["config"], str(out)), run))
-    kept = ("model", "distil", "augment", "autoencoder", "train", "streams", "declare", "mixture", "image_size", "camera_dropout")
+    kept = ("model", "init", "distil", "augment", "autoencoder", "train", "streams", "declare", "mixture", "image_size", "camera_dropout")
     changed = [key for key in kept if then[key] != now[key]]
     if changed == ["train"] and about["step"] == then["train"]["steps"] and now["train"] == _longer(then["train"], run.train.steps):
         return about

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import pad
 
 from uwm.core.config import ConfigError
+from uwm.core.patterns import DEMONSTRATED
 from uwm.dataset import Dataset, as_tensor, resized
 from uwm.learn.augment import AugmentConfig, augment
 from uwm.learn.autoencode import LatentTable, merged_tokens
@@ -47,11 +48,13 @@ class ModelWindows:
         self.data, self.model, self.config, self.member = data, model, config, member
         ticks = range(-model.config.past, model.config.horizon)
         self.rates = rates_of(data, ticks, config.rate_hz)
-        offsets = dict.fromkeys((*data.cameras.values(), *data.proprio), (0,))
-        offsets |= {name: (0, *self._ahead(name, model.config.state_frames)) for name in data.proprio}
+        seen = (0, *(-tick for tick in model.config.history))  # of every observed stream, the present first
+        offsets = {name: self._ahead(name, seen) for name in (*data.cameras.values(), *data.proprio)}
+        offsets |= {name: self._ahead(name, (*seen, *model.config.state_frames)) for name in data.proprio}
         if data.action:
             offsets |= dict.fromkeys((data.action, data.intended), self.rates.offsets if self.rates else ticks)
         self.windows = uwm_data.Windows(data.store, offsets, episodes, data.anchor, config.cache_bytes)
+        self.demonstrated = torch.tensor([episode not in data.failed for episode in self.windows.episodes.tolist()])
         films = bool(model.config.video_frames and data.cameras)
         self.codec = model.video if films else None
         self.latents = (self._table() if config.latents or self._fits_in_memory() else self._encoded) if films else None
@@ -68,8 +71,6 @@ class ModelWindows:
     def batch(self, indices: np.ndarray, generator: Generator | None = None) -> Batch:
         """Windows by number; with a generator the frames are augmented and cameras dropped (training)."""
         read, model = self.windows.batch(indices), self.model
-        images, present = self._see(read, generator)
-        proprio, felt = self._feel(read)
         action, intended, there = self._act(read)
         future = torch.arange(action.shape[1]) >= model.config.past
         tokens, valid = {"action": action}, [there]
@@ -80,12 +81,12 @@ class ModelWindows:
             tokens["state"], there = self._will_feel(read)
             valid.append(there)
         return Batch(
-            Observation(images, proprio, present | felt, normalised=bool(self.member)),
+            self._observed(read, generator),
             model.layout.pack(tokens),
             torch.cat(valid, dim=1),
             torch.where(future[None, :, None], intended, action),
             self._dims(len(indices)),
-            self._has(valid),
+            self._has(valid, indices),
         )
 
     def future_frames(self, indices: np.ndarray) -> dict[str, Tensor]:
@@ -98,28 +99,49 @@ class ModelWindows:
 
     # ---- what is observed ------------------------------------------------------------------------------------
 
+    def _observed(self, read, generator: Generator | None) -> Observation:
+        """The present observation, with the earlier ones, which training sometimes forgets."""
+        images, present = self._see(read, generator)
+        moments = []
+        for place in range(1 + len(self.model.config.history)):
+            proprio, felt = self._feel(read, place)
+            seen = {camera: image[:, place] for camera, image in images.items()}
+            there = {camera: each[:, place] for camera, each in present.items()}
+            moments.append(Observation(seen, proprio, there | felt, normalised=bool(self.member)))
+        now, *earlier = moments
+        return replace(now, earlier=tuple(earlier if generator is None else (self._forgotten(each, generator) for each in earlier)))
+
+    def _forgotten(self, earlier: Observation, generator: Generator) -> Observation:
+        """Lacks in some samples: were that so at the start of episodes only, a tick that a robot missed would look like a start."""
+        kept = torch.rand(len(earlier.proprio), generator=generator) < 1 - self.config.camera_dropout
+        names = (*earlier.images, "proprio")
+        return replace(earlier, present={name: kept & earlier.present.get(name, kept) for name in names})
+
     def _see(self, read, generator: Generator | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Images (B, T, 3, H, W) and where they are there (B, T), the present ones first; one draw for all the times of a sample."""
         images, present, count = {}, {}, len(read.tick)
         for camera, own in self.data.cameras.items():
-            images[camera] = frames_to_unit(resized(torch.from_numpy(np.ascontiguousarray(read.values[own][:, 0])), self._side))
+            images[camera] = frames_to_unit(resized(torch.from_numpy(np.ascontiguousarray(read.values[own])), self._side))
             if not read.valid[own].all():
-                present[camera] = torch.from_numpy(read.valid[own][:, 0])
+                present[camera] = torch.from_numpy(read.valid[own])
         if generator is None:
             return images, present
-        images = {camera: augment(image, self.config.augment, generator) for camera, image in images.items()}
-        for camera in images:
-            kept = torch.rand(count, generator=generator) < 1 - self.config.camera_dropout
+        for camera, image in images.items():
+            together = augment(image.flatten(1, 2), self.config.augment, generator)
+            images[camera] = together.unflatten(1, image.shape[1:3])
+        for camera, image in images.items():
+            kept = (torch.rand(count, generator=generator) < 1 - self.config.camera_dropout)[:, None].expand(image.shape[:2])
             present[camera] = kept & present.get(camera, kept)
         return images, present
 
-    def _feel(self, read) -> tuple[Tensor, dict[str, Tensor]]:
+    def _feel(self, read, place: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Proprioception, joined from its streams, and where none of it is there; missing numbers are the mean ones."""
         count, normaliser = len(read.tick), self._normalisers[1]
         if not self.data.proprio:
             wide = self.model.config.proprio_size if self.member else normaliser.size
             return torch.zeros(count, wide), {"proprio": torch.zeros(count, dtype=torch.bool)}
-        parts = [as_tensor(read.values[name][:, 0]) for name in self.data.proprio]
-        there = [torch.from_numpy(read.valid[name][:, :1]) for name in self.data.proprio]
+        parts = [as_tensor(read.values[name][:, place]) for name in self.data.proprio]
+        there = [torch.from_numpy(read.valid[name][:, place, None]) for name in self.data.proprio]
         known = torch.cat([one.expand(-1, part.shape[1]) for one, part in zip(there, parts, strict=True)], dim=1)
         proprio = torch.where(known, torch.cat(parts, dim=1), normaliser.mean)
         if self.member:
@@ -161,8 +183,9 @@ class ModelWindows:
             return torch.zeros(len(read.tick), stream.tokens, stream.size), torch.zeros(len(read.tick), stream.tokens, dtype=torch.bool)
         felt = torch.cat([as_tensor(read.values[name]) for name in names], dim=2)
         there = torch.from_numpy(np.all([read.valid[name] for name in names], axis=0))
-        change = (felt[:, 1:] - felt[:, :1]) / self._normalisers[1].scale
-        return pad(change, (0, stream.size - change.shape[2])), there[:, 1:] & there[:, :1]
+        ahead = 1 + len(self.model.config.history)
+        change = (felt[:, ahead:] - felt[:, :1]) / self._normalisers[1].scale
+        return pad(change, (0, stream.size - change.shape[2])), there[:, ahead:] & there[:, :1]
 
     def _ahead(self, name: str, ticks: Sequence[int]) -> np.ndarray:
         """Ticks of the model as frames of a stream."""
@@ -232,7 +255,7 @@ class ModelWindows:
             return None
         return (torch.arange(self.model.config.action_size) < self.data.action_size).expand(count, -1)
 
-    def _has(self, valid: list[Tensor]) -> dict[str, Tensor]:
+    def _has(self, valid: list[Tensor], indices: np.ndarray) -> dict[str, Tensor]:
         """Which samples have actions, and which video, at all: {} where all have both, as with most single datasets."""
         acts = valid[0].any(dim=1)
         has = {} if bool(acts.all()) else {"action": acts}
@@ -240,6 +263,8 @@ class ModelWindows:
             has["video"] = torch.zeros(len(acts), dtype=torch.bool)
         if self.model.config.state_frames and not self.data.proprio:
             has["state"] = torch.zeros(len(acts), dtype=torch.bool)
+        if not bool(self.demonstrated.all()):
+            has[DEMONSTRATED] = self.demonstrated[torch.from_numpy(self.windows.locate(np.asarray(indices))[0])]
         return has
 
 
@@ -280,19 +305,26 @@ class MixtureWindows:
 
 
 def _joined(parts: list[Batch], model: RobotModel) -> Batch:
-    """One batch of several; cameras that one lacks are black and absent there."""
-    side, images, present = model.config.autoencoder.image_size, {}, {}
-    for camera in model.config.cameras:
-        images[camera] = torch.cat([p.observation.images.get(camera, torch.zeros(len(p.clean), 3, side, side)) for p in parts])
-        present[camera] = torch.cat([_there(p, camera, camera in p.observation.images) for p in parts])
-    present["proprio"] = torch.cat([_there(p, "proprio", True) for p in parts])
+    """One batch of several."""
     has = {
-        kind: torch.cat([p.has.get(kind, torch.ones(len(p.clean), dtype=torch.bool)) for p in parts]) for kind in model.layout.kinds
+        kind: torch.cat([p.has.get(kind, torch.ones(len(p.clean), dtype=torch.bool)) for p in parts])
+        for kind in (*model.layout.kinds, DEMONSTRATED)
     }  # fmt: skip
-    observation = Observation(images, torch.cat([p.observation.proprio for p in parts]), present, normalised=True)
+    observation = _observed_by_all([p.observation for p in parts], model)
     together = [torch.cat([getattr(p, name) for p in parts]) for name in ("clean", "valid", "intended", "dims")]
     return Batch(observation, *together, has)
 
 
-def _there(part: Batch, name: str, is_given: bool) -> Tensor:
-    return part.observation.present.get(name, torch.full((len(part.clean),), is_given))
+def _observed_by_all(parts: Sequence[Observation], model: RobotModel) -> Observation:
+    """One observation of several; cameras that one lacks are black and absent there."""
+    side, images, present = model.config.autoencoder.image_size, {}, {}
+    for camera in model.config.cameras:
+        images[camera] = torch.cat([p.images.get(camera, torch.zeros(len(p.proprio), 3, side, side)) for p in parts])
+        present[camera] = torch.cat([_there(p, camera, camera in p.images) for p in parts])
+    present["proprio"] = torch.cat([_there(p, "proprio", True) for p in parts])
+    earlier = tuple(_observed_by_all(moment, model) for moment in zip(*(p.earlier for p in parts), strict=True))
+    return Observation(images, torch.cat([p.proprio for p in parts]), present, normalised=True, earlier=earlier)
+
+
+def _there(part: Observation, name: str, is_given: bool) -> Tensor:
+    return part.present.get(name, torch.full((len(part.proprio),), is_given))

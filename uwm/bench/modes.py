@@ -26,12 +26,10 @@ from uwm.learn.objective import Batch
 from uwm.nn.backbone import Prefix
 from uwm.nn.codecs import unit_to_frames
 from uwm.nn.model import UnifiedModel
-from uwm.noise import gaussian
 from uwm.robot.policy import LIMIT
 from uwm.sample import loop
-from uwm.sample.denoise import Denoiser
+from uwm.sample.denoise import denoiser
 from uwm.sample.randomness import Randomness
-from uwm.sample.steps import rule
 
 MODES = ("inverse", "forward", "video", "joint", "policy")
 ACTING = ("inverse", "joint", "policy")  # the modes that sample actions
@@ -103,12 +101,10 @@ def _sample(
     columns = layout.index_in(model.layout)
     role = torch.where(batch.valid[:, columns], whole.role[columns], roles.ABSENT)
     level = whole.level[:, columns]
-    path = gaussian.path(model.config.path, model.config.noise_shift)
     # One key per window: its sample must not depend on which other windows are measured with it.
     randomness = Randomness.seeded([seed + (index << 32) for seed in seeds])
-    x, randomness = loop.start(path, batch.clean[:, columns, : layout.size], level[0], randomness)
-    denoise = Denoiser(model, path, model.config.prediction, layout, role, prefix, LIMIT)
-    x, _ = loop.sample(denoise, path, x, level, rule("ddim"), randomness)
+    denoise = denoiser(model, role, layout, prefix, LIMIT)
+    x, _ = loop.follow(denoise, batch.clean[:, columns, : layout.size], level, randomness)
     return layout.unpack(x)
 
 

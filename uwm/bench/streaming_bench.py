@@ -73,7 +73,7 @@ def student_of(case: Case) -> Case:
         taught.train, steps=DISTILLED[case.world], objective=replace(taught.train.objective, patterns=patterns),
         optim=replace(taught.train.optim, rate=RATE),
     )  # fmt: skip
-    run = replace(taught, out=f"{taught.out}_distilled", train=learned, distil=DistilConfig(case.checkpoint))
+    run = replace(taught, out=f"{taught.out}_distilled", train=learned, distil=DistilConfig(case.checkpoint), init="", failures_teach=False)
     return replace(case, checkpoint=str(train(run)))
 
 

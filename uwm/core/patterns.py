@@ -159,6 +159,7 @@ RULES: dict[str, Rule] = {
 MAKERS: dict[str, Callable[[float], Rule]] = {"ptss": ptss, "ladder": bent}
 ROLE_OF_RULE = {"given": roles.GIVEN, "noise": roles.GIVEN, "absent": roles.ABSENT}
 TEACH_NOTHING = {*ROLE_OF_RULE, "goal_only", "film"}
+DEMONSTRATED = "demonstrated"  # stands among the kinds of streams that a sample has: its actions are to be imitated
 
 
 def rule(name: str) -> Rule:
@@ -317,6 +318,12 @@ def teaches(pattern: Pattern, kinds: Iterable[str]) -> bool:
     return any(getattr(pattern, kind) not in TEACH_NOTHING for kind in kinds)
 
 
+def imitates(pattern: Pattern, kinds: Iterable[str]) -> bool:
+    """Whether actions are denoised of which the future does not tell: a policy, alone or with what it will see."""
+    told = any(getattr(pattern, kind) in ("given", "film") for kind in kinds if kind != "action")
+    return pattern.action not in TEACH_NOTHING and not told
+
+
 def draw_mixture(
     patterns: tuple[Pattern, ...],
     layout: Layout,
@@ -327,7 +334,8 @@ def draw_mixture(
     """Draws one pattern per sample by weight, then levels and roles under it.
 
     `has` says which samples have a kind of stream at all (a kind that is left out is everywhere): a sample without
-    actions draws only among the patterns that have something to teach without them, in proportion to their weights.
+    actions draws only among the patterns that have something to teach without them, in proportion to their weights. Under
+    DEMONSTRATED it says whose actions are to be imitated: others draw among the patterns that imitate nothing (ValueError for none).
     """
     if not patterns or sum(pattern.weight for pattern in patterns) <= 0:
         raise ValueError("a mixture needs at least one pattern with a positive weight")
@@ -352,6 +360,10 @@ def _usable(patterns: tuple[Pattern, ...], weights: Tensor, layout: Layout, batc
         for kind in layout.kinds:
             if teaches(pattern, (kind,)):
                 useful[:, index] |= has.get(kind, torch.ones(batch, dtype=torch.bool))
+    if DEMONSTRATED in has:
+        useful &= has[DEMONSTRATED][:, None] | torch.tensor([not imitates(pattern, layout.kinds) for pattern in patterns])
+        if not bool((useful.any(dim=1) | has[DEMONSTRATED]).all()):
+            raise ValueError("what is not to be imitated needs a pattern in which actions, or all that follows from them, are given")
     own = torch.where(useful, weights, 0.0)
     return torch.where(own.sum(dim=1, keepdim=True) > 0, own, weights)
 

@@ -18,8 +18,11 @@ class AugmentConfig:
     contrast: float = 0.15
 
 
-def augment(images: Float[Tensor, "B 3 H W"], config: AugmentConfig, generator: Generator) -> Float[Tensor, "B 3 H W"]:
-    """Random shift (edges repeated), contrast and brightness, independent per sample. Input and output in [0, 1]."""
+def augment(images: Float[Tensor, "B C H W"], config: AugmentConfig, generator: Generator) -> Float[Tensor, "B C H W"]:
+    """Random shift (edges repeated), contrast and brightness, independent per sample. Input and output in [0, 1].
+
+    C = 3 colours, or those of several frames of a sample, which then share its draw.
+    """
     if config.shift:
         images = _shift(images, config.shift, generator)
     if config.contrast or config.brightness:
@@ -37,4 +40,4 @@ def _shift(images: Tensor, most: int, generator: Generator) -> Tensor:
     rows = (down[:, None] + torch.arange(height))[:, None, :, None]
     columns = (right[:, None] + torch.arange(width))[:, None, None, :]
     sample = torch.arange(batch)[:, None, None, None]
-    return padded[sample, torch.arange(3)[None, :, None, None], rows, columns]
+    return padded[sample, torch.arange(images.shape[1])[None, :, None, None], rows, columns]

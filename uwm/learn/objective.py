@@ -44,7 +44,8 @@ class Batch:
     actions are executed ones too: of wishes alone the rest could be guessed without looking.
 
     Samples of a mixture may differ: `dims` (B, A) says which numbers of an action token a sample has (None: all), `has`
-    {kind: (B,)} which samples have a kind of stream at all, `drawn` the shares of this batch, for the log.
+    {kind: (B,)} which samples have a kind of stream at all (and, under DEMONSTRATED, which actions are to be imitated), `drawn` the
+    shares of this batch, for the log.
     """
 
     observation: Observation

@@ -20,3 +20,10 @@ def resolved(precision: str) -> str:
 def autocast(precision: str) -> torch.autocast:
     """A context in which matrices are multiplied in this precision."""
     return torch.autocast("cpu", torch.bfloat16, enabled=resolved(precision) == "bfloat16")
+
+
+def note(precision: str, instead: str) -> str:
+    """What to tell somebody who asks this processor for bfloat16 although it has no instructions for it; "" for all others."""
+    if not precision == "bfloat16" != resolved("auto"):
+        return ""
+    return f"note: this processor has no instructions for bfloat16; {instead} is some twenty times faster here"

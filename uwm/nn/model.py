@@ -73,9 +73,13 @@ class UnifiedModel(RobotModel):
         return self.backbone(tokens, level, place, block, seen, with_registers=False)[1]
 
     def context(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
-        """Context tokens (B, M, D), their places (M, 3) and which are there (B, M)."""
-        proprio = self._proprio(observation)
-        tokens = [self.feel(proprio) + self.context_tag[0]]
+        """Context tokens (B, M, D), their places (M, 3) and which are there (B, M); those of an earlier observation stand at its tick."""
+        parts = [self._context(seen, tick) for tick, seen in self._moments(observation) if seen is not None]
+        tokens, place, seen = zip(*parts, strict=True)
+        return torch.cat(tokens, dim=1), torch.cat(place).to(tokens[0].device), torch.cat(seen, dim=1)
+
+    def _context(self, observation: Observation, tick: int) -> tuple[Tensor, Tensor, Tensor]:
+        tokens = [self.feel(self._proprio(observation)) + self.context_tag[0]]
         seen = [self._felt(observation)[:, None]]
         place = [torch.zeros(1, 3)]
         for index, name in enumerate(self.config.cameras, start=1):
@@ -84,7 +88,7 @@ class UnifiedModel(RobotModel):
             tokens.append(see(image) + self.context_tag[index])
             seen.append(present[:, None].expand(-1, see.tokens))
             place.append(see.places)
-        return torch.cat(tokens, dim=1), torch.cat(place).to(proprio.device), torch.cat(seen, dim=1)
+        return torch.cat(tokens, dim=1), torch.cat(place) + torch.tensor([tick, 0.0, 0.0]), torch.cat(seen, dim=1)
 
     def forward(
         self,

@@ -45,7 +45,8 @@ class Member:
 class ModelConfig:
     """What the model sees and denoises.
 
-    `past`: executed actions that may be shown; `horizon`: future actions; `video_frames`: future frames, in ticks;
+    `past`: executed actions that may be shown; `horizon`: future actions; `history`: of earlier observations that are shown beside the
+    present one, how many ticks ago each was, the newest first; `video_frames`: future frames, in ticks;
     `state_frames`: the same for proprioception, which is told as its change since now;
     `cameras`: names; `grid`: tokens per side of an observed image (one more holds its keypoints, or sums it up), made by
     `eyes`; `patch` and `merge`: a video token stands for patch x patch latents of merge frames (named by the first of them); `path` and
@@ -60,6 +61,7 @@ class ModelConfig:
     action_size: int
     past: int = 2
     horizon: int = 24
+    history: tuple[int, ...] = ()
     video_frames: tuple[int, ...] = (8, 16)
     state_frames: tuple[int, ...] = ()
     grid: int = 4
@@ -85,14 +87,16 @@ class ModelConfig:
             raise ValueError(f"the trunk {self.trunk!r} knows actions only: set video_frames and state_frames to [], got {told}")
         if self.trunk in ("mlp", "act") and self.prediction != "regression":
             raise ValueError(f"the trunk {self.trunk!r} is a regression: set prediction to regression, got {self.prediction!r}")
-        if self.trunk == "act" and self.backbone.condition:
-            raise ValueError("a style is a token beside what is observed: set backbone.condition to 0")
+        if self.backbone.condition and (self.trunk == "act" or self.history):
+            raise ValueError("backbone.condition sums what is seen now up in one vector: it goes neither with trunk 'act' nor with history")
         if self.trunk == "mlp" and self.past:
             raise ValueError(f"an MLP reads nothing but what is observed: set past to 0, got {self.past}")
         if self.trunk == "unet" and self.unet.film == "sample" and self.past:
             raise ValueError("a U-Net of one level per sample cannot be given clean past actions: set past to 0, or film to token")
         if self.horizon < 1 or self.past < 0:
             raise ValueError(f"horizon must be >= 1 and past >= 0, got {self.horizon} and {self.past}")
+        if list(self.history) != sorted(set(self.history)) or min(self.history, default=1) < 1:
+            raise ValueError(f"history tells how many ticks ago, 1 or more, each once, the newest first: [1, 2]; got {list(self.history)}")
         if self.autoencoder.image_size % (8 * self.patch) or len(self.video_frames) % self.merge:
             raise ValueError(
                 f"image_size must be a multiple of 8 x patch and video_frames of merge, got {self.autoencoder.image_size} "
@@ -128,6 +132,8 @@ class ModelConfig:
 class Observation:
     """What is seen now: `images` {camera: (B, 3, H, W) in [0, 1]}, `proprio` (B, P) in physical units.
 
+    `earlier`: what was seen at each tick of the model's `history`, in its order; left out, nothing of it was seen.
+
     `present` {camera: (B,) bool} marks cameras that are missing in some samples; a camera left out is missing in all. Under
     "proprio" it marks missing proprioception. `normalised`: proprio is so already, and as wide as the model's: samples of
     several robots, each by its own normaliser.
@@ -137,6 +143,7 @@ class Observation:
     proprio: Tensor
     present: dict[str, Tensor] = field(default_factory=dict)
     normalised: bool = False
+    earlier: tuple["Observation", ...] = ()
 
 
 class RobotModel(nn.Module):
@@ -194,6 +201,18 @@ class RobotModel(nn.Module):
                 raise ValueError(f"{REGRESSION}, got levels below 1: {told}")
             read = read & ~asked
         return torch.where(read[..., None], x, 0.0)
+
+    def _moments(self, observation: Observation) -> list[tuple[int, Observation | None]]:
+        """(tick, what was seen then): the present, 0, then every tick of the history; None where nothing was told."""
+        history, earlier, count = self.config.history, observation.earlier, len(observation.proprio)
+        if len(earlier) not in (0, len(history)) or any(len(each.proprio) != count or each.earlier for each in earlier):
+            told = [len(each.proprio) for each in earlier]
+            raise ValueError(
+                f"the model looks back {list(history)} ticks: `earlier` holds an observation of {count} samples for each, or none at all, "
+                f"got {len(earlier)} of {told} samples"
+            )
+        ticks = [-tick for tick in history]
+        return [(0, observation), *zip(ticks, earlier or [None] * len(history), strict=True)]
 
     def _proprio(self, observation: Observation) -> Tensor:
         """Normalised proprioception (B, proprio_size)."""

@@ -48,10 +48,11 @@ class VectorModel(RobotModel):
         size, side = self.width, config.autoencoder.image_size
         self.see = nn.ModuleDict({name: eyes.make(config.eyes, side, config.grid, size) for name in config.cameras})
         self.feel = StateEncoder(config.proprio_size, size)
-        condition = size * (1 + 2 * len(config.cameras))
+        self.moment = size * (1 + 2 * len(config.cameras))  # numbers that tell of one observation
+        condition = self.moment * (1 + len(config.history))
         of_plan = config.action_size, condition, config.past + config.horizon
         self.add_module(config.trunk, MLP(config.mlp, *of_plan) if config.trunk == "mlp" else UNet(config.unet, *of_plan))
-        self.blank = nn.Parameter(0.02 * torch.randn(condition))  # what stands for a camera that is not there
+        self.blank = nn.Parameter(0.02 * torch.randn(condition))  # what stands for what was not seen
 
     @property
     def _network(self) -> UNet | MLP:
@@ -69,16 +70,20 @@ class VectorModel(RobotModel):
         return of(lambda name: ".film." in name or name.startswith("level.")) / of(bool)
 
     def encode(self, observation: Observation) -> Features:
-        """Runs the encoders once; the result serves every call on this observation."""
-        proprio = self._proprio(observation)
-        found, there = [self.feel(proprio)[:, 0]], [self._felt(observation)]
+        """Runs the encoders once; the result serves every call on this observation. Earlier ones stand behind the present one."""
+        moments = zip(self._moments(observation), self.blank.split(self.moment), strict=True)
+        found = [blank[None] if seen is None else self._features(seen, blank) for (_, seen), blank in moments]
+        return Features(torch.cat([each.expand(len(found[0]), -1) for each in found], dim=1))
+
+    def _features(self, observation: Observation, blank: Float[Tensor, " g"]) -> Float[Tensor, "B g"]:
+        found, there = [self.feel(self._proprio(observation))[:, 0]], [self._felt(observation)]
         for name in self.config.cameras:
             image, present = self._camera(observation, name)
             tokens = self.see[name](image)
             found.append(torch.cat([tokens[:, :-1].mean(dim=1), tokens[:, -1]], dim=1))  # of all cells, and the keypoints
             there.append(present)
         seen = torch.cat([each[:, None].expand_as(part) for each, part in zip(there, found, strict=True)], dim=1)
-        return Features(torch.where(seen, torch.cat(found, dim=1), self.blank))
+        return torch.where(seen, torch.cat(found, dim=1), blank)
 
     def forward(
         self,

@@ -144,7 +144,8 @@ def measure(
     memory, executed, queue = None, np.zeros((0, spec.action.size), np.float32), np.zeros((0, spec.action.size), np.float32)
     taken_s, calls = [], []
     for index in range(plans + 2):
-        job = Job(index, index * chunk, observation, queue, executed, len(queue), 1, memory, False, 0, clock.now_s())
+        earlier = (observation,) * len(policy.history)
+        job = Job(index, index * chunk, observation, queue, executed, len(queue), 1, memory, False, 0, clock.now_s(), earlier)
         answer, seconds = _plan(worker, job, clock)
         actions = np.clip(answer.actions, spec.action.low, spec.action.high).astype(np.float32)
         memory, queue, executed = answer.memory, actions[:under_way], actions[:chunk]
@@ -200,7 +201,7 @@ def parts_of(policy: Policy, clock: Clock, repeats: int = 12) -> Callable[[dict[
 
     @torch.inference_mode()
     def parts(observation: dict[str, np.ndarray]) -> tuple[float, float]:
-        seen, encodes, calls = observe([observation], policy.cameras), [], []
+        seen, encodes, calls = observe([observation], policy.cameras, [[observation] * len(policy.history)]), [], []
         memory = policy.start([0])
         for _ in range(repeats):
             began_s, before = clock.now_s(), policy.calls

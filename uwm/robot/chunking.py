@@ -158,7 +158,7 @@ class Planner:
     def __call__(self, job: Job) -> Answer:
         policy, before = self.policy, self.policy.calls
         copies = self.config.samples if self.config.kind == "bidirectional" else 1
-        observation = observe([job.observation], policy.cameras)
+        observation = observe([job.observation], policy.cameras, [job.earlier])
         memory = _loaded(job.memory) if job.memory else policy.start([job.seed * copies + index for index in range(copies)])
         if len(job.executed):
             memory = policy.recall(memory, torch.from_numpy(job.executed).expand(copies, -1, -1))

@@ -265,7 +265,7 @@ class PolicyClient(_Numbered):
         if "room" not in self.metadata:
             raise PolicyError(f"{self.url} takes no jobs of a controller: it is no `uwm serve`, or of another version")
         config = from_mapping(PolicyConfig, self.metadata["policy"], self.url)
-        return PolicyCard(config, self.metadata["room"], tuple(self.metadata["cameras"]))
+        return PolicyCard(config, self.metadata["room"], tuple(self.metadata["cameras"]), tuple(self.metadata.get("history", ())))
 
     def _ask(self, request: dict) -> Mapping[str, Any]:
         answer = self._until(lambda until_s: self._exchange(request, until_s))
@@ -329,7 +329,7 @@ class PolicyClient(_Numbered):
         return self._connection
 
     def _refuse_another_policy(self, metadata: Mapping[str, Any]) -> None:
-        names = ("checkpoint", "action_size", "proprio_size", "chunk", "cameras")
+        names = ("checkpoint", "action_size", "proprio_size", "chunk", "cameras", "history")
         wrong = [name for name in names if self.metadata and metadata.get(name) != self.metadata.get(name)]
         if wrong:
             told = "; ".join(f"{name} was {self.metadata.get(name)!r}, now {metadata.get(name)!r}" for name in wrong)

@@ -20,6 +20,7 @@ import numpy as np
 
 from uwm.robot.chunking import ChunkingConfig, Delay, Schedule, check, eased
 from uwm.robot.clock import Clock
+from uwm.robot.history import History
 from uwm.robot.inference import Answer, Job, Result, Worker
 from uwm.robot.interface import Reading, Robot, RobotError, RobotSpec
 from uwm.robot.policy import Policy, PolicyCard
@@ -95,6 +96,7 @@ class Controller:
         self.delay = Delay(self.config, self.spec.period_s)
         self.schedule = Schedule(self.config.decay if self.config.kind == "ensemble" else None)
         self.senses = Senses(self.spec, policy.cameras)
+        self.history = History.reaching(policy.history)  # of what `senses` let the policy see
         self.statistics = Statistics()
         self._executed: deque[np.ndarray] = deque(maxlen=max(policy.config.past, 1))
         self._job: Job | None = None
@@ -144,6 +146,7 @@ class Controller:
         """The work of one period: read, plan, act."""
         readings = self._read()
         missing = self.senses.look(readings, began_s)
+        self.history = self.history.missed(missed).add(self.senses.observation(began_s) or {})
         asked, arrived, late = None, self._receive(index), 0
         if arrived is None or arrived[0].error is None:
             asked = self._ask(index, began_s)
@@ -262,7 +265,8 @@ class Controller:
         action = self.spec.action
         queue = np.clip(queue, action.low, action.high).astype(np.float32)  # what will be executed, not what was wished
         self._job = Job(
-            self._jobs, index, observation, queue, executed, min(delay, len(queue)), count, self._memory, restart, self.seed, now_s
+            self._jobs, index, observation, queue, executed, min(delay, len(queue)), count, self._memory, restart, self.seed, now_s,
+            self.history.earlier(self.policy.history),
         )  # fmt: skip
         self.worker.submit(self._job)
         self._executed.clear()

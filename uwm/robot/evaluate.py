@@ -44,14 +44,15 @@ class Rollout:
 def rollout(env: Any, policy: Policy, seed: int, camera: str | None = None, watched: bool = False) -> Rollout:
     """Runs one episode from `env.reset(seed=seed)`. With `camera` its frames are kept; `watched` keeps the buffer at every call."""
     observation, _ = env.reset(seed=seed)
-    history, memory, before = History(1).add(observation), policy.start([seed]), policy.calls
+    history, memory, before = History.reaching(policy.history).add(observation), policy.start([seed]), policy.calls
     low, high = env.action_space.low, env.action_space.high
     result, ended = Rollout(seed, False, 0, 0), False
     while not ended:
+        seen = observe([history.seen[-1]], policy.cameras, [history.earlier(policy.history)])
         if policy.config.frames and result.ticks:
-            result.distances.append(float(policy.distance(memory, observe([history.seen[-1]], policy.cameras))[0]))
+            result.distances.append(float(policy.distance(memory, seen)[0]))
         began = time.perf_counter()
-        memory, actions = policy.act(memory, observe([history.seen[-1]], policy.cameras))
+        memory, actions = policy.act(memory, seen)
         result.act_s.append(time.perf_counter() - began)
         executed, first = np.clip(actions[0].numpy(), low, high), result.ticks
         for action in executed:

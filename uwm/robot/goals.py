@@ -15,17 +15,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from uwm.core import plans, roles
+from uwm.core import plans
 from uwm.core.shapes import Float
 from uwm.core.streams import Layout
 from uwm.nn.model import UnifiedModel
 from uwm.nn.robot_model import Observation
-from uwm.noise import gaussian
+from uwm.robot.modes import remember
 from uwm.robot.policy import LIMIT
 from uwm.sample import loop
-from uwm.sample.denoise import Denoiser
+from uwm.sample.denoise import denoiser
 from uwm.sample.randomness import Randomness
-from uwm.sample.steps import rule
 
 
 class GoalPolicy:
@@ -33,7 +32,6 @@ class GoalPolicy:
 
     def __init__(self, model: UnifiedModel, rows: int = 12, film: bool = True):
         self.model, self.rows, self.film, self.calls = model.eval(), rows, film, 0
-        self.path = gaussian.path(model.config.path, model.config.noise_shift)
 
     @torch.inference_mode()
     def act(
@@ -77,18 +75,13 @@ class GoalPolicy:
         action, past, batch = self.model.layout["action"], self.model.config.past, len(executed)
         layout = Layout((action, *(replace(self.model.layout[name], frames=frames) for name in film)))
         plan = plans.together(layout, {"action": plans.FALL, "video": plans.GIVEN}, self.rows)
-        role, count = plan.role.clone(), min(executed.shape[1], past)
-        role[: past - count] = roles.ABSENT  # before the beginning
-        tokens = torch.zeros(batch, action.tokens, action.size)
-        if count:
-            tokens[:, past - count : past] = self.model.from_actions(executed[:, -count:])
-        known = layout.pack({"action": tokens, **film})
-        x, _ = self._sampled(layout, plan.level, role.expand(batch, -1), known, prefix, randomness)
+        role, tokens = plan.role.repeat(batch, 1), torch.zeros(batch, action.tokens, action.size)
+        remember(self.model, layout, role, tokens, executed)
+        x, _ = self._sampled(layout, plan.level, role, layout.pack({"action": tokens, **film}), prefix, randomness)
         return self.model.to_actions(layout.unpack(x)["action"][:, past:])
 
     def _sampled(self, layout: Layout, level: Tensor, role: Tensor, known: Tensor, prefix, randomness: Randomness):
-        x, randomness = loop.start(self.path, known, level[0], randomness)
-        denoise = Denoiser(self.model, self.path, self.model.config.prediction, layout, role, prefix, LIMIT)
-        found = loop.sample(denoise, self.path, x, level, rule("ddim"), randomness)
+        denoise = denoiser(self.model, role, layout, prefix, LIMIT)
+        found = loop.follow(denoise, known, level, randomness)
         self.calls += denoise.calls
         return found

@@ -1,29 +1,34 @@
-"""What the policy sees: the present and earlier observations, by the same padding rule as in training.
+"""What the policy sees: the present observation and earlier ones, by the same rule as in training.
 
 ```
-offsets -2 -1 0 at tick 1      frames seen: 0 1        read: 0 0 1        valid: . x x
+tick           0    1    2    3    4            a model of history [1, 3] at tick 4, of which tick 3 was missed:
+seen           o0   o1   o2   {}   o4           now o4, earlier ({}, o1)          {}: nothing was seen, all of it is absent
 ```
 
-A frame before the start of the episode is the first one repeated and marked invalid (the same rule as
-`uwm_data.clamp_frames`; a test holds the two together).
+What was before the start of the episode is absent too, as `uwm_data.clamp_frames` marks it invalid (a test holds the two together).
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from uwm.core.shapes import Bool
 from uwm.nn.codecs import frames_to_unit
 from uwm.nn.robot_model import Observation
 
 
 @dataclass(frozen=True)
 class History:
-    """The last `length` observations of an episode, oldest first. A value: `add` returns a new one."""
+    """The observations of the last `length` ticks of an episode, oldest first. A value: `add` returns a new one."""
 
     length: int
     seen: tuple[dict[str, np.ndarray], ...] = ()
+
+    @classmethod
+    def reaching(cls, ticks: Sequence[int]) -> "History":
+        """An empty one, long enough for a model of this history."""
+        return cls(1 + max(ticks, default=0))
 
     def add(self, observation: dict[str, np.ndarray]) -> "History":
         """The history after one more tick. Raises ValueError on NaN: a policy must never act on it."""
@@ -34,20 +39,35 @@ class History:
                 raise ValueError(f"observation {name!r} has {value[tuple(where)]} at {where}: refusing to act on it")
         return History(self.length, (*self.seen, observation)[-self.length :])
 
-    def read(self, name: str, offsets: tuple[int, ...]) -> tuple[np.ndarray, Bool[np.ndarray, " T"]]:
-        """Frames of one key at offsets <= 0 from now, and which of them were really seen."""
-        if not self.seen or min(offsets) <= -self.length or max(offsets) > 0:
-            raise ValueError(f"offsets must lie in {1 - self.length}..0 of a history with something in it, got {offsets}")
-        newest = len(self.seen) - 1
-        wanted = [newest + offset for offset in offsets]
-        frames = np.stack([self.seen[max(index, 0)][name] for index in wanted])
-        return frames, np.array([index >= 0 for index in wanted])
+    def missed(self, ticks: int) -> "History":
+        """The history after so many ticks at which nothing was seen."""
+        return History(self.length, (*self.seen, *[{}] * min(ticks, self.length))[-self.length :])
+
+    def earlier(self, ticks: Sequence[int]) -> tuple[dict[str, np.ndarray], ...]:
+        """What was seen so many ticks before the newest observation, {} where nothing was. ValueError beyond the `length`."""
+        if any(not 0 <= tick < self.length for tick in ticks):
+            raise ValueError(f"a history of {self.length} observations reaches back 0 to {self.length - 1} ticks, asked for {list(ticks)}")
+        return tuple(self.seen[-1 - tick] if tick < len(self.seen) else {} for tick in ticks)
 
 
-def observe(observations: list[dict[str, np.ndarray]], cameras: tuple[str, ...]) -> Observation:
-    """Present observations of B environments as tensors; a camera that some lack is marked missing there."""
-    proprio = torch.from_numpy(np.stack([np.asarray(o["proprio"], np.float32) for o in observations]))
-    images, present = {}, {}
+def observe(
+    observations: Sequence[dict[str, np.ndarray]],
+    cameras: tuple[str, ...],
+    earlier: Sequence[Sequence[dict[str, np.ndarray]]] = (),
+) -> Observation:
+    """Present observations of B environments as tensors; a camera that some lack is marked missing there.
+
+    `earlier`: for each environment what it saw at the ticks of the model's history (`History.earlier`).
+    """
+    now = _moment(observations, cameras, len(observations[0]["proprio"]))
+    moments = zip(*earlier, strict=True)
+    return replace(now, earlier=tuple(_moment(moment, cameras, now.proprio.shape[1]) for moment in moments))
+
+
+def _moment(observations: Sequence[dict[str, np.ndarray]], cameras: tuple[str, ...], size: int) -> Observation:
+    felt = ["proprio" in o for o in observations]
+    proprio = torch.from_numpy(np.stack([np.asarray(o.get("proprio", np.zeros(size)), np.float32) for o in observations]))
+    images, present = {}, {} if all(felt) else {"proprio": torch.tensor(felt)}
     for camera in cameras:
         there = [camera in o for o in observations]
         if any(there):

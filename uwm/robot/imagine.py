@@ -16,12 +16,11 @@ from uwm.core.patterns import parsed
 from uwm.nn.codecs import unit_to_frames
 from uwm.nn.model import UnifiedModel
 from uwm.nn.robot_model import Observation
-from uwm.noise import gaussian
+from uwm.robot.modes import remember
 from uwm.robot.policy import LIMIT
 from uwm.sample import loop
-from uwm.sample.denoise import Denoiser
+from uwm.sample.denoise import denoiser
 from uwm.sample.randomness import Randomness
-from uwm.sample.steps import rule
 
 
 def dreams(model: UnifiedModel, card: dict) -> bool:
@@ -43,19 +42,15 @@ def imagine(
     """
     layout, config = model.layout, model.config
     plan = plans.mode(layout, "joint", rows)
-    level, role = plan.level.clone(), plan.role.clone()
-    known = torch.zeros(1, layout.tokens, layout.size)
-    past, start = config.past, layout.span("action").start
-    executed, planned = executed[max(0, len(executed) - past) :], planned[: config.horizon]
-    role[start : start + past - len(executed)] = roles.ABSENT  # before the start of the episode
-    for first, actions in ((start + past - len(executed), executed), (start + past, planned)):
-        if len(actions):
-            there = slice(first, first + len(actions))
-            known[0, there, : config.action_size] = model.from_actions(torch.from_numpy(np.asarray(actions, np.float32)))
-            level[:, there], role[there] = 0.0, roles.GIVEN
-    path = gaussian.path(config.path, config.noise_shift)
-    x, randomness = loop.start(path, known, level[0], Randomness.seeded([seed]))
-    denoise = Denoiser(model, path, config.prediction, layout, role[None], model.encode(observation), LIMIT)
-    x, _ = loop.sample(denoise, path, x, level, rule("ddim"), randomness)
+    level, role = plan.level.clone(), plan.role[None].clone()
+    known = {stream.name: torch.zeros(1, stream.tokens, stream.size) for stream in layout.streams}
+    done, coming = (torch.from_numpy(np.asarray(actions, np.float32))[None] for actions in (executed, planned[: config.horizon]))
+    remember(model, layout, role, known["action"], done)
+    if coming.shape[1]:
+        first = layout.span("action").start + config.past
+        known["action"][:, config.past : config.past + coming.shape[1]] = model.from_actions(coming)
+        level[:, first : first + coming.shape[1]], role[:, first : first + coming.shape[1]] = 0.0, roles.GIVEN
+    denoise = denoiser(model, role, layout, model.encode(observation), LIMIT)
+    x, _ = loop.follow(denoise, layout.pack(known), level, Randomness.seeded([seed]))
     tokens, frames = layout.unpack(x), len(config.video_frames)
     return {name: unit_to_frames(model.video.decode(tokens[name], frames))[0].numpy() for name in config.cameras}

@@ -43,7 +43,8 @@ class Job:
 
     `observation` as `uwm.robot.history.observe` takes it; `queue` (k, A) actions that will be executed from `tick` on, of which
     the first `delay` are certain; `executed` (n, A) actions executed since `memory` was handed out; `memory` what the last
-    answer handed back (None: start with `seed`); `restart`: the buffer's place in time was lost; `count` actions that are needed.
+    answer handed back (None: start with `seed`); `restart`: the buffer's place in time was lost; `count` actions that are needed;
+    `earlier` what was seen at the ticks of the policy's history (() of nothing).
     """
 
     index: int
@@ -57,6 +58,7 @@ class Job:
     restart: bool = False
     seed: int = 0
     submitted_s: float = 0.0
+    earlier: tuple[dict[str, np.ndarray], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -296,7 +298,8 @@ class _Child:
 
     def serve(self, job: Job) -> tuple[Answer | None, Exception | None]:
         try:
-            self.pipe.send((replace(job, observation={}), self.shelf.put(job.observation)))
+            seen = {(place, name): value for place, each in enumerate((job.observation, *job.earlier)) for name, value in each.items()}
+            self.pipe.send((replace(job, observation={}, earlier=tuple({} for _ in job.earlier)), self.shelf.put(seen)))
             return self._receive()
         except (OSError, EOFError, WorkerDied) as error:
             return None, error if isinstance(error, WorkerDied) else WorkerDied(f"the process ended: {error}")
@@ -340,7 +343,9 @@ def _compute_for(pipe: Any, memory: _Inherited, make: Callable[[], Compute]) -> 
     pipe.send(None)
     with contextlib.suppress(EOFError, OSError):
         while True:
-            job, observation = pipe.recv()
-            answer, error = _outcome(compute, replace(job, observation=shelf.taken(observation)))
+            job, seen = pipe.recv()
+            for (place, name), value in shelf.taken(seen).items():
+                (job.observation, *job.earlier)[place][name] = value
+            answer, error = _outcome(compute, job)
             # Not every exception survives the journey; its words do.
             pipe.send((answer, None if error is None else RuntimeError(f"{type(error).__name__}: {error}")))

@@ -19,13 +19,12 @@ import torch
 from torch import Tensor
 
 from uwm.core import roles
-from uwm.core.shapes import Float
+from uwm.core.shapes import Float, Int
 from uwm.core.streams import Layout, Stream
 from uwm.nn.robot_model import Observation, RobotModel
-from uwm.noise import gaussian
 from uwm.robot.policy import LIMIT
 from uwm.sample import loop
-from uwm.sample.denoise import Denoiser
+from uwm.sample.denoise import denoiser
 from uwm.sample.modes import Assignment
 from uwm.sample.randomness import Randomness
 from uwm.sample.steps import rule
@@ -63,13 +62,11 @@ def sample(
         known[name][:, layout[name].tokens - _ahead(layout[name]) :] = _encoded(model, layout[name], value, observation)
     role = plan.role.repeat(len(seeds), 1)
     if "action" in layout.names:
-        _remember(model, layout, role, known["action"], executed)
+        remember(model, layout, role, known["action"], executed)
     prefix = model.encode(observation)
     prefix = prefix if seen == len(seeds) else prefix.at(torch.zeros(len(seeds), dtype=torch.int64))
-    path = gaussian.path(model.config.path, model.config.noise_shift)
-    x, randomness = loop.start(path, layout.pack(known), plan.level[0], Randomness.seeded(seeds))
-    denoise = Denoiser(model, path, model.config.prediction, layout, role, prefix, LIMIT)
-    x, _ = loop.sample(denoise, path, x, plan.level, rule(step), randomness)
+    denoise = denoiser(model, role, layout, prefix, LIMIT)
+    x, _ = loop.follow(denoise, layout.pack(known), plan.level, Randomness.seeded(seeds), rule(step))
     tokens = layout.unpack(x)
     return {name: _decoded(model, layout[name], tokens[name], observation) for name in assignment.targets}
 
@@ -106,8 +103,10 @@ def _decoded(model: RobotModel, stream: Stream, tokens: Tensor, observation: Obs
             return model.to_proprio(observation.proprio.expand(len(tokens), -1), tokens)
 
 
-def _remember(model: RobotModel, layout: Layout, role: Tensor, tokens: Tensor, executed: Tensor | None) -> None:
-    """Puts the executed actions in their places; what of the past is not known is absent."""
+def remember(
+    model: RobotModel, layout: Layout, role: Int[Tensor, "B N"], tokens: Float[Tensor, "B n S"], executed: Float[Tensor, "B k A"] | None
+) -> None:
+    """Puts the last executed actions (physical units) in their places among the action `tokens`; what is not known is absent."""
     past = model.config.past
     count = 0 if executed is None else min(executed.shape[1], past)
     start = layout.span("action").start

@@ -29,9 +29,9 @@ from uwm.core.streams import Layout, Stream
 from uwm.nn.robot_model import REGRESSION, Observation, RobotModel
 from uwm.noise import gaussian
 from uwm.sample import loop, roll
-from uwm.sample.denoise import Denoiser, beside_noise, reordered
+from uwm.sample.denoise import Denoiser, beside_noise, denoiser, reordered
 from uwm.sample.randomness import Randomness
-from uwm.sample.steps import Denoise, ddim, rule
+from uwm.sample.steps import Denoise, rule
 
 LIMIT = 6.0  # normalised actions are clipped at this many spreads
 
@@ -90,11 +90,15 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class PolicyCard:
-    """What a controller must know of a policy that lives in another process: its config, longest queue it was trained for, cameras."""
+    """What a controller must know of a policy that lives in another process.
+
+    Its config, the longest queue it was trained for, its cameras, and how many ticks ago earlier observations are that it looks at.
+    """
 
     config: PolicyConfig
     room: int
     cameras: tuple[str, ...]
+    history: tuple[int, ...] = ()
 
 
 class Policy:
@@ -112,6 +116,13 @@ class Policy:
         self._layout(0)  # a horizon that was not trained is refused now, not at the first observation
         if config.foresee and (model.config.cameras or not model.config.state_frames):
             raise ValueError("policy.foresee needs a model without cameras that was trained with model.state_frames")
+        if config.foresee and self.history:
+            raise ValueError(f"policy.foresee plans from a moment that nobody saw: not with model.history {list(self.history)}")
+        if max(self.history, default=0) > self.ladder.horizon:
+            raise ValueError(
+                f"the model looks back {self.history[-1]} ticks, further than the {self.ladder.horizon} actions of the buffer reach ahead: "
+                f"more or longer chunks, or a model of a shorter history"
+            )
         self.step = rule(config.step)
         self.calls = 0
 
@@ -131,9 +142,14 @@ class Policy:
         return self.model.config.cameras
 
     @property
+    def history(self) -> tuple[int, ...]:
+        """How many ticks ago the earlier observations are that the model looks at."""
+        return self.model.config.history
+
+    @property
     def card(self) -> PolicyCard:
         """What a controller must know when the policy itself stays elsewhere."""
-        return PolicyCard(self.config, self.room, self.cameras)
+        return PolicyCard(self.config, self.room, self.cameras, self.history)
 
     def start(self, seeds, still: Float[Tensor, "B A"] | None = None) -> roll.Buffer:
         """A fresh memory for as many environments as there are seeds.
@@ -220,9 +236,8 @@ class Policy:
         role = plan.role.repeat(batch, 1)
         role[:, layout.mask("action") & (layout.frame < 0)] = roll.role(memory)[:, :past]
         known = {stream.name: actions.new_zeros(batch, stream.tokens, stream.size) for stream in layout.streams}
-        x, randomness = loop.start(self.path, layout.pack({**known, "action": actions}), plan.level[0], memory.randomness)
-        denoise = Denoiser(self.model, self.path, self.model.config.prediction, layout, role, self._context(observation, batch), LIMIT)
-        x, randomness = loop.sample(denoise, self.path, x, plan.level, ddim(), randomness)
+        denoise = denoiser(self.model, role, layout, self._context(observation, batch), LIMIT)
+        x, randomness = loop.follow(denoise, layout.pack({**known, "action": actions}), plan.level, memory.randomness)
         self.calls += denoise.calls
         return layout.unpack(x), randomness
 

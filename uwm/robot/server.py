@@ -242,6 +242,7 @@ class PolicyServer:
             "proprio_size": schema.proprio_size,
             "action_size": schema.action_size,
             "chunk": schema.chunk,
+            "history": schema.history,
             "keys": schema.keys,
             "limits": {"message_bytes": config.message_bytes, "requests_hz": config.requests_hz, "deadline_s": config.deadline_s},
             **self.served.about,

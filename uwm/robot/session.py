@@ -22,6 +22,9 @@ is a plain dict of arrays and numbers (`uwm.robot.wire` makes bytes of it); its 
 | `stamp_s` | when the observation was made, in the client's seconds: comes back as it was |
 | `plan` | the fields of a `uwm.robot.inference.Job` in the place of all others but `sequence` |
 
+A policy with a history looks at earlier observations of the session: those of its requests, each a chunk of ticks behind the last.
+What fell on no request is not known, and absent; a client that sees every tick sends jobs, which carry their `earlier` observations.
+
 A job carries its memory with it and takes the new one home, so a controller's episode lives in the controller: any server of
 the same checkpoint goes on with it, also one that was started a moment ago, with the very same actions.
 """
@@ -65,6 +68,7 @@ class Schema:
     """What an observation must be: cameras with the side of their square pictures, proprioception and action sizes.
 
     `names`: other names for our keys, e.g. {"observation/image": "agentview"}. `low`, `high`: what actions are clipped to.
+    `history`: how many ticks ago the earlier observations are that the policy looks at.
     """
 
     cameras: tuple[str, ...]
@@ -75,6 +79,7 @@ class Schema:
     names: Mapping[str, str] = field(default_factory=dict)
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
+    history: tuple[int, ...] = ()
 
     def __post_init__(self):
         for name in ("low", "high"):
@@ -96,6 +101,15 @@ class Schema:
 
         A camera may be missing (the model then does without it), but not all of them, and not the proprioception.
         """
+        found = self._named(request)
+        if "proprio" not in found:
+            raise RequestError(f"the observation has no robot state: send {self.proprio_size} numbers as 'observation/state'")
+        if self.cameras and len(found) == 1:
+            raise RequestError(f"the observation has no picture: send at least one of {list(self.cameras)}")
+        return found
+
+    def _named(self, request: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """What there is of an observation."""
         found: dict[str, np.ndarray] = {}
         for key, value in request.items():
             if key in self.keys:
@@ -107,10 +121,6 @@ class Schema:
                 close = difflib.get_close_matches(str(key), self.keys, 1)
                 hint = f"did you mean {close[0]!r}? " if close else ""
                 raise RequestError(f"unknown key {key!r:.60}: {hint}an observation has {sorted(self.keys)}")
-        if "proprio" not in found:
-            raise RequestError(f"the observation has no robot state: send {self.proprio_size} numbers as 'observation/state'")
-        if self.cameras and len(found) == 1:
-            raise RequestError(f"the observation has no picture: send at least one of {list(self.cameras)}")
         try:
             return History(1).add(found).seen[-1]
         except ValueError as error:  # NaN, with its place
@@ -156,7 +166,13 @@ class Schema:
         if not 1 <= numbers["count"] <= LONGEST:
             raise RequestError(f"'count' must be 1 to {LONGEST} chunks, got {numbers['count']}")
         arrays = {name: self.actions(plan, name) for name in ("queue", "executed")}
-        return Job(observation=self.observation(plan["observation"]), restart=plan.get("restart") is True, **numbers, **arrays)
+        observation, earlier = self.observation(plan["observation"]), self._earlier(plan.get("earlier", ()))
+        return Job(observation=observation, restart=plan.get("restart") is True, **numbers, **arrays, earlier=earlier)
+
+    def _earlier(self, told: Any) -> tuple[dict[str, np.ndarray], ...]:
+        if not isinstance(told, list | tuple) or len(told) not in (0, len(self.history)) or not all(isinstance(e, Mapping) for e in told):
+            raise RequestError(f"'earlier' lists what was seen {list(self.history)} ticks ago, a map each, or nothing; got {told!r:.40}")
+        return tuple(self._named(each) for each in told)
 
     def clip(self, actions: np.ndarray) -> np.ndarray:
         """Actions inside the limits of the training data's robot, as in evaluation."""
@@ -211,6 +227,7 @@ class Session:
         self.sequence = -1
         self.last: dict[str, Any] | None = None
         self.seen: dict[str, np.ndarray] = {}
+        self.history = History.reaching(served.schema.history)
         self.calls = self.actions = self.requests = 0
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,6 +256,7 @@ class Session:
 
     def _begun(self, request: Mapping[str, Any]) -> dict[str, Any]:
         self.memory, self.sent, self.seen = self.served.policy.start([_number(request, "seed", self.seed)]), None, {}
+        self.history = History(self.history.length)
         return {"reset": True, "calls": 0}
 
     def _planned(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -260,19 +278,21 @@ class Session:
         seen = schema.observation(request)
         executed = schema.actions(request, "executed", schema.chunk) if "executed" in request else None
         memory, sent = (None, None) if reset else (self.memory, self.sent)
+        history = History(self.history.length) if memory is None else self.history
         if memory is None:
             memory = policy.start([_number(request, "seed", self.seed)])
         executed = sent if executed is None else executed
         if executed is not None:
             # Also into a fresh memory: after a restart of the server the next chunk begins from what the robot did.
             memory = policy.done(memory, torch.from_numpy(executed)[None])
-        before = policy.calls
-        memory, actions = policy.act(memory, observe([seen], schema.cameras))
+            history = history.missed(schema.chunk - 1)
+        before, history = policy.calls, history.add(seen)
+        memory, actions = policy.act(memory, observe([seen], schema.cameras, [history.earlier(schema.history)]))
         actions = schema.clip(np.array(actions[0], np.float32))
         if not np.isfinite(actions).all():
             raise RequestError("the policy produced an action that is not finite; check the observation and the checkpoint")
         calls = policy.calls - before
-        self.memory, self.sent, self.seen = memory, actions, seen
+        self.memory, self.sent, self.seen, self.history = memory, actions, seen, history
         self.calls, self.actions = self.calls + calls, self.actions + len(actions)
         return {"actions": actions, "calls": calls, "reset": reset}
 

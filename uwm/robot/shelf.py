@@ -12,7 +12,7 @@ of what was there before, so a reader is done with one job before the next is pu
 
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +39,7 @@ class Shelf:
             os.ftruncate(self.fd, SIZE)
         self._memory = mmap.mmap(self.fd, SIZE)
 
-    def put(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | Place]:
+    def put(self, arrays: Mapping[Hashable, np.ndarray]) -> dict[Hashable, np.ndarray | Place]:
         """Every large array in a place of the shelf, others (and what does not fit) as they are."""
         found, offset = {}, 0
         for name, array in arrays.items():
@@ -51,7 +51,7 @@ class Shelf:
             found[name], offset = place, -(-(offset + array.nbytes) // ALIGNED) * ALIGNED
         return found
 
-    def taken(self, found: Mapping[str, np.ndarray | Place]) -> dict[str, np.ndarray]:
+    def taken(self, found: Mapping[Hashable, np.ndarray | Place]) -> dict[Hashable, np.ndarray]:
         """The inverse of `put`, as views that hold until the next `put`."""
         return {name: self._view(each) if isinstance(each, Place) else each for name, each in found.items()}
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from uwm.core import roles
 from uwm.core.shapes import Float, Int
 from uwm.core.streams import Layout
-from uwm.nn.backbone import Prefix
+from uwm.nn.robot_model import RobotModel
 from uwm.nn.stream_model import StreamModel
 from uwm.noise import gaussian
 from uwm.noise.gaussian import GaussianPath, to_clean
@@ -68,13 +68,13 @@ def beside_noise(network: Callable[..., Tensor], layout: Layout, noise: Float[Te
 
 
 def denoiser(
-    model: StreamModel,
+    model: StreamModel | RobotModel,
     role: Int[Tensor, "B N"],
     layout: Layout | None = None,
-    prefix: Prefix | None = None,
+    context: object = None,
     limit: float | None = None,
 ) -> Denoiser:
-    """The denoiser of a stream model for these roles; `layout` as in its forward, `prefix` as `keep` gave it."""
+    """The denoiser of a model for these roles; `layout` as in its forward, `context` as `keep` or `encode` gave it."""
     config = model.config
     path = gaussian.path(config.path, config.noise_shift)
-    return Denoiser(model, path, config.prediction, layout or model.layout, role, prefix, limit)
+    return Denoiser(model, path, config.prediction, layout or model.layout, role, context, limit)

@@ -8,8 +8,9 @@ from torch import Tensor
 from uwm.core.levels import checked, per_token
 from uwm.core.shapes import Float
 from uwm.noise.gaussian import GaussianPath, corrupt
+from uwm.sample.denoise import Denoiser
 from uwm.sample.randomness import Randomness
-from uwm.sample.steps import Denoise, StepRule
+from uwm.sample.steps import Denoise, StepRule, ddim
 
 
 def sample(
@@ -46,3 +47,11 @@ def start(
     noise, randomness = randomness.normal(*known.shape[1:], dtype=known.dtype)
     level = per_token(level[None] if level.ndim == 1 else level, *known.shape[:2]).to(known)
     return corrupt(path, known, noise, level), randomness
+
+
+def follow(
+    denoise: Denoiser, known: Float[Tensor, "B N S"], level: Tensor, randomness: Randomness, step: StepRule | None = None
+) -> tuple[Float[Tensor, "B N S"], Randomness]:
+    """A whole plan: `known` values noised to its first row, then down to its last along the denoiser's path (DDIM unless told)."""
+    x, randomness = start(denoise.path, known, level[0], randomness)
+    return sample(denoise, denoise.path, x, level, step or ddim(), randomness)

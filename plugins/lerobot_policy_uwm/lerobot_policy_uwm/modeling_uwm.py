@@ -29,6 +29,8 @@ class UwmPolicy(PreTrainedPolicy):
         super().__init__(config)
         config.validate_features()
         self.model, self.card = load_model(config.checkpoint, config.member)
+        if self.model.config.history:
+            raise ValueError(f"LeRobot shows the present only, and {config.checkpoint} looks back {list(self.model.config.history)} ticks")
         self.policy = Policy(self.model, config.policy)
         told = self.card.get("action", {})
         self.low, self.high = (torch.tensor(told.get(key, end)) for key, end in (("low", -torch.inf), ("high", torch.inf)))
