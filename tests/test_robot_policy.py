@@ -191,7 +191,7 @@ def test_frames_that_cannot_stand_in_the_buffer_are_refused():
     with pytest.raises(ValueError, match=r"looks \[2, 4, 6, 8\] ticks ahead.*model.video_frames=\[2, 4, 6, 8\]"):
         Policy(tiny.model(), replace(CONFIG, frames=True))
     with pytest.raises(ValueError, match="streaming policy"):
-        replace(FRAMES, kind="chunked")
+        replace(FRAMES, kind="chunked", revise=1.0)
     with pytest.raises(ValueError, match="revise is >= 0 and needs frames"):
         replace(CONFIG, revise=1.0)
     with pytest.raises(ValueError, match="plans at the ends of its chunks"):

@@ -291,7 +291,8 @@ def _camera(run: EvalRun) -> str | None:
 def _policy_over_the_horizon(size: SizeConfig) -> PolicyConfig:
     """A policy for a config that names none: the largest chunk of at most three actions that divides the horizon."""
     chunk = next(chunk for chunk in (3, 2, 1) if size.horizon % chunk == 0)
-    return PolicyConfig(chunk=chunk, chunks=size.horizon // chunk, past=size.past)
+    kind, rows = ("chunked", 1) if size.prediction == "regression" else ("streaming", PolicyConfig.rows)
+    return PolicyConfig(kind, rows, chunk, size.horizon // chunk, size.past)
 
 
 def _data_that_is_there(run: TrainRun) -> TrainingData | None:

@@ -78,7 +78,7 @@ def _restated(error: Exception, name: str, search: list[str], overrides: list[st
             parsed = parse(override)
         except HydraException:
             return f"cannot read the override {override!r}: write KEY=VALUE, and quote values with spaces, commas or braces"
-        if not parsed.is_add() and not parsed.is_force_add():
+        if not parsed.is_add() and not parsed.is_force_add() and not (configs_dir() / parsed.key_or_group).is_dir():
             wrong = unknown_path(parsed.key_or_group, plain)
             if wrong:
                 return wrong

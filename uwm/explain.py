@@ -32,12 +32,13 @@ def explain(model_config: ModelConfig, objective: ObjectiveConfig, policy: Polic
     Raises ValueError when the policy's horizon is not one that the model is trained on.
     """
     model = trunks.make(model_config).eval()
+    own, streams = policy_layout(model, policy), policy.kind == "streaming"
     parts = [
         *([("Data", _data(data))] if data else []),
         ("Streams", _streams(model)),
         ("Token layout", _layout(model.layout)),
         ("Plans, one line per network call", _plans(model.layout, policy)),
-        (f"Streaming, {policy.chunks} chunks of {policy.chunk} actions", streaming_picture(policy_layout(model, policy), policy)),
+        *([(f"Streaming, {policy.chunks} chunks of {policy.chunk} actions", streaming_picture(own, policy))] if streams else []),
         ("Parameters", _parameters(model)),
         ("FLOPs (a multiply and an add are 2), batch of 1", _flops(model, policy)),
         ("Calls", _calls(policy)),
@@ -131,7 +132,7 @@ def _size(module: nn.Module) -> int:
 def count_flops(model: RobotModel, layout: Layout) -> int:
     """FLOPs of one network call on a layout, batch of 1, without encoding the observation."""
     prefix = model.encode(example_observation(model))
-    x, level = torch.zeros(1, layout.tokens, layout.size), torch.zeros(1, layout.tokens)
+    x, level = torch.zeros(1, layout.tokens, layout.size), torch.ones(1, layout.tokens)
     return counted(lambda: model(x, level, roles.full(1, layout.tokens), layout, prefix))
 
 
@@ -194,7 +195,7 @@ def _calls(policy: PolicyConfig) -> str:
     primer = f"{policy.rows} once per episode" if policy.primer == "denoise" else "none"
     rows = [
         ("policy", "rows from noise to clean", "calls per chunk", "calls per action", "calls to fill a fresh buffer"),
-        ("streaming", policy.rows, span, f"{calls_per_action(both['streaming']):.3g}", primer),
+        *([("streaming", policy.rows, span, f"{calls_per_action(both['streaming']):.3g}", primer)] if policy.kind == "streaming" else []),
         ("chunked", policy.rows, policy.rows, f"{calls_per_action(both['chunked']):.3g}", "none"),
     ]
     return _columns(rows)

@@ -14,6 +14,7 @@ from uwm.nn.backbone import BackboneConfig
 from uwm.nn.codecs import NormaliseConfig
 from uwm.nn.eyes import EyesConfig
 from uwm.nn.language import LanguageConfig
+from uwm.nn.mlp import MLPSizes
 from uwm.nn.robot_model import Member, ModelConfig
 from uwm.nn.unet import UNetSizes
 from uwm.robot.chunking import ChunkingConfig
@@ -73,6 +74,7 @@ class SizeConfig:
     normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
     trunk: str = "transformer"
     unet: UNetSizes = field(default_factory=UNetSizes)
+    mlp: MLPSizes = field(default_factory=MLPSizes)
     eyes: EyesConfig = field(default_factory=EyesConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
 

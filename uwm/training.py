@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from uwm.core.config import ConfigError, from_mapping, to_mapping
 from uwm.data import ONLY, TrainingData, members_of, window_config
 from uwm.dataset import Dataset
 from uwm.learn import checkpoint as checkpoints
-from uwm.learn import consistency, precision
+from uwm.learn import consistency, precision, style
 from uwm.learn.autoencode import measure_spread, train_autoencoder
 from uwm.learn.logs import Log
 from uwm.learn.loop import TrainState, generator_at, restore
@@ -57,9 +57,15 @@ def train(run: TrainRun) -> Path:
         windows = data.windows(model)
         save = partial(_save, out, data, model, windows)
         log.begin("train", run.train.steps, state.step)
-        loss = consistency.loss(teacher, run.distil.rows, run.train.objective) if teacher else None
-        run_training(model, state, _batches(windows, run, state.step), run.train, log.step, save, loss)
+        run_training(model, state, _batches(windows, run, state.step), run.train, log.step, save, _loss(run, model, teacher))
     return out
+
+
+def _loss(run: TrainRun, model: RobotModel, teacher: RobotModel | None) -> Callable | None:
+    """What is minimised; None for the denoising loss."""
+    if teacher:
+        return consistency.loss(teacher, run.distil.rows, run.train.objective)
+    return style.loss(run.train.objective) if model.config.trunk == "act" else None
 
 
 def _alike(checkpoint: str, setting: str, model: RobotModel) -> RobotModel | None:

@@ -35,6 +35,7 @@ BENCHES = {
     "token-drop": "uwm.bench.token_drop_bench",
     "unidiffuser": "uwm.bench.unidiffuser_bench",
     "unidiffuser-robot": "uwm.bench.unidiffuser_robot_bench",
+    "unified": "uwm.bench.unified_bench",
 }
 
 

@@ -12,6 +12,7 @@ absent / constant      (not there)                ######## ########    video pre
 ladder / along    ..   ---- ==== #### @@@@        -------- ########    actions and the frames that they lead to, in one buffer
 absent / goal          (not there)                ######## ........    the way to a goal image: what is behind it is not there
 film / outcome    ..   .... ....                  @@@@@@@@             forward dynamics in one call, behind any number of actions
+once / once       ..   @@@@ @@@@ @@@@ @@@@        @@@@@@@@ @@@@@@@@    everything in one call: what a regression learns
 ```
 
 Levels are continuous; the papers' tables of N entries are the special case of N equal steps.
@@ -151,6 +152,7 @@ RULES: dict[str, Rule] = {
     "given": _filled(0.0),
     "noise": _filled(1.0),
     "absent": _filled(1.0),
+    "once": _filled(1.0),
     ALONG: _filled(1.0),
     OUTCOME: _filled(1.0),
 }

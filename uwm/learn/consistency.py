@@ -22,7 +22,7 @@ from uwm.core.patterns import Draw
 from uwm.core.streams import Layout
 from uwm.learn import objective
 from uwm.learn.objective import Errors, ObjectiveConfig
-from uwm.nn.robot_model import Observation, RobotModel
+from uwm.nn.robot_model import REGRESSION, Observation, RobotModel
 from uwm.noise import gaussian
 from uwm.sample import steps
 
@@ -32,8 +32,10 @@ WIDTH = 0.01  # of the pseudo-Huber distance, in spreads (Song & Dhariwal 2024, 
 def loss(teacher: RobotModel, rows: int, config: ObjectiveConfig) -> Callable:
     """A loss for `uwm.learn.loop.train`: how far the student is from saying the same along the teacher's path of `rows` rows.
 
-    ValueError for a teacher that predicts noise: at level 1 that says nothing, and all one-call plans begin there.
+    ValueError for a teacher that predicts noise (at level 1 that says nothing, and all one-call plans begin there) or is a regression.
     """
+    if teacher.config.prediction == "regression":
+        raise ValueError(f"{REGRESSION} already: there is nothing to distil")
     if teacher.config.prediction == "noise":
         raise ValueError("a model that predicts noise says nothing at level 1: distil one that predicts velocity or clean tokens")
     if rows < 1:

@@ -23,13 +23,15 @@ from uwm.noise import gaussian
 class ObjectiveConfig:
     """`draws` noise draws per observation; weight of each modality's mean; the mixture of patterns.
 
-    What the state will be is told as its change, in spreads of the state: a small number, so its squares weigh more.
+    What the state will be is told as its change, in spreads of the state: a small number, so its squares weigh more. `style_weight`: of
+    the divergence of a style, of a model of trunk "act".
     """
 
     draws: int = 4
     action_weight: float = 1.0
     video_weight: float = 0.5
     state_weight: float = 20.0
+    style_weight: float = 10.0
     patterns: tuple[Pattern, ...] = field(default_factory=lambda: (Pattern(),))
 
 

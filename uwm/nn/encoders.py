@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from uwm.core.shapes import Float
+from uwm.core.shapes import Bool, Float
 
 
 def _coordinates(height: int, width: int) -> Float[Tensor, "1 2 H W"]:
@@ -98,3 +98,18 @@ class StateEncoder(nn.Module):
 
     def forward(self, state: Float[Tensor, "B P"]) -> Float[Tensor, "B 1 D"]:
         return self.mlp(state)[:, None]
+
+
+class Summary(nn.Module):
+    """Tokens as one vector of `size` numbers: a learned question attends to those that are there."""
+
+    def __init__(self, width: int, heads: int, size: int):
+        super().__init__()
+        self.question = nn.Parameter(0.02 * torch.randn(width))
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True, add_zero_attn=True)  # where nothing is there: zero
+        self.out = nn.Linear(width, size)
+
+    def forward(self, tokens: Float[Tensor, "B M D"], seen: Bool[Tensor, "B M"]) -> Float[Tensor, "B G"]:
+        question = self.question.expand(len(tokens), 1, -1)
+        found, _ = self.attention(question, tokens, tokens, key_padding_mask=~seen, need_weights=False)
+        return self.out(found[:, 0])

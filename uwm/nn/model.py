@@ -5,6 +5,9 @@ cameras, state, words   --encoders--> context tokens (block 0, level 0) --+-- ke
                                                                           |
 actions, future video --in--> tokens (block 1, their levels) ------> backbone --out--> prediction per token
 ```
+
+With `backbone.condition` above 0 nobody attends to what is observed: it is summed up in one vector of so many numbers, which modulates all
+tokens as their levels do (the UWM paper's fusion).
 """
 
 import torch
@@ -16,12 +19,13 @@ from uwm.core.streams import Layout, Stream
 from uwm.nn import eyes, pretrained
 from uwm.nn.backbone import Backbone, Prefix
 from uwm.nn.codecs import VideoCodec
-from uwm.nn.encoders import StateEncoder
+from uwm.nn.encoders import StateEncoder, Summary
 from uwm.nn.robot_model import ModelConfig, Observation, RobotModel
+from uwm.nn.vector_model import Features
 
 
 class UnifiedModel(RobotModel):
-    """encode(observation) -> Prefix; forward(tokens, level, role, layout, prefix) -> prediction."""
+    """encode(observation) -> Prefix, or Features to modulate with; forward(tokens, level, role, layout, context) -> prediction."""
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
@@ -32,6 +36,7 @@ class UnifiedModel(RobotModel):
         self.see = nn.ModuleDict({name: eyes.make(config.eyes, image_size, config.grid, width) for name in config.cameras})
         self.feel = StateEncoder(config.proprio_size, width)
         hears = config.language.hears
+        self.fuse = Summary(width, config.backbone.heads, config.backbone.condition) if config.backbone.condition else None
         self.context_tag = nn.Parameter(0.02 * torch.randn(1 + len(config.cameras) + hears, width))
         self.stream_tag = nn.Parameter(0.02 * torch.randn(len(self.layout.streams), width))
         sizes = {stream.kind: stream.size for stream in self.layout.streams}
@@ -60,9 +65,11 @@ class UnifiedModel(RobotModel):
         """The codec of the video streams."""
         return VideoCodec(self.autoencoder, self.config.patch, self.config.merge)
 
-    def encode(self, observation: Observation) -> Prefix:
+    def encode(self, observation: Observation) -> Prefix | Features:
         """Runs the observation through the backbone once; the result serves every call on this observation."""
         tokens, place, seen = self.context(observation)
+        if self.fuse is not None:
+            return Features(self.fuse(tokens, seen))
         level = torch.zeros(tokens.shape[:2], device=tokens.device)
         block = torch.zeros(tokens.shape[1], dtype=torch.int64, device=tokens.device)
         return self.backbone(tokens, level, place, block, seen, with_registers=False)[1]
@@ -94,7 +101,7 @@ class UnifiedModel(RobotModel):
         level: Float[Tensor, "B N"],
         role: Int[Tensor, "B N"],
         layout: Layout,
-        prefix: Prefix,
+        context: Prefix | Features,
         dims: Bool[Tensor, "B A"] | None = None,
     ) -> Float[Tensor, "B N S"]:
         """Predicts every token of `layout`, which is this model's layout or a choice of its streams.
@@ -104,11 +111,11 @@ class UnifiedModel(RobotModel):
         """
         if x.shape[1:] != (layout.tokens, layout.size):
             raise ValueError(f"tokens must be (B, {layout.tokens}, {layout.size}), got {tuple(x.shape)}")
-        # An absent token's content must not matter, not even if it is NaN.
-        parts = layout.unpack(torch.where(roles.seen(role)[..., None], x, 0.0))
+        parts = layout.unpack(self._read_of(x, level, role))
         tokens = torch.cat([self._read(layout[name], part, dims) for name, part in parts.items()], dim=1)
         tags = layout.tags.to(x.device)
-        hidden, _ = self.backbone(tokens, level, tags[:, 1:4].float(), tags[:, 4], roles.seen(role), prefix)
+        prefix, condition = (None, context.vector) if isinstance(context, Features) else (context, None)
+        hidden, _ = self.backbone(tokens, level, tags[:, 1:4].float(), tags[:, 4], roles.seen(role), prefix, condition)
         return layout.pack(
             {s.name: self.write[s.kind](hidden[:, layout.span(s.name)]).to(x.dtype) for s in layout.streams}
         )

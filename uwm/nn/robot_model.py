@@ -3,7 +3,10 @@
 | class | network |
 |---|---|
 | `uwm.nn.model.UnifiedModel` | the transformer: every mode of the package |
-| `uwm.nn.unet_model.UNetModel` | the 1-D U-Net of Diffusion Policy and Streaming Diffusion Policy: actions only |
+| `uwm.nn.act_model.ActModel` | the same with a style: Action Chunking with Transformers, actions only |
+| `uwm.nn.vector_model.VectorModel` | what is observed as one vector, and of it a 1-D U-Net or an MLP: actions only |
+
+A model of prediction "regression" says everything in one call and sees nothing of what it is asked for: tokens at level 1 without noise.
 """
 
 from copy import deepcopy
@@ -14,17 +17,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from uwm.core import roles
 from uwm.core.config import unknown
-from uwm.core.shapes import Bool, Float
+from uwm.core.shapes import Bool, Float, Int
 from uwm.core.streams import Layout, Stream
 from uwm.nn.autoencoder import AutoencoderConfig
 from uwm.nn.backbone import BackboneConfig
 from uwm.nn.codecs import Embodiment, NormaliseConfig
 from uwm.nn.eyes import EyesConfig
 from uwm.nn.language import LanguageConfig, Words
+from uwm.nn.mlp import MLPSizes
 from uwm.nn.unet import UNetSizes
 
-TRUNKS = ("transformer", "unet")
+TRUNKS = ("transformer", "unet", "mlp", "act")
+REGRESSION = "a regression (model.prediction=regression) says everything in one call"
 
 
 @dataclass(frozen=True)
@@ -47,8 +53,8 @@ class ModelConfig:
     `eyes`; `patch` and `merge`: a video token stands for patch x patch latents of merge frames (named by the first of them); `path` and
     `noise_shift`: see `uwm.noise.gaussian.path`; sizes in numbers; `normalise`: how each stream is normalised; `members`:
     the datasets of a mixture, whose actions and proprioception fill the first of `action_size` and `proprio_size` places;
-    `trunk`: "transformer", of the sizes `backbone`, or "unet", of the sizes `unet`, which knows actions only; `language`: how it
-    understands instructions.
+    `trunk`: "transformer" or "act", of the sizes `backbone`, "unet" or "mlp", of the sizes of that name; all but the first know
+    actions only, and "mlp" and "act" are regressions; `language`: how it understands instructions.
     """
 
     cameras: tuple[str, ...]
@@ -71,15 +77,22 @@ class ModelConfig:
     members: tuple[Member, ...] = ()
     trunk: str = "transformer"
     unet: UNetSizes = field(default_factory=UNetSizes)
+    mlp: MLPSizes = field(default_factory=MLPSizes)
     eyes: EyesConfig = field(default_factory=EyesConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
 
     def __post_init__(self):
         if self.trunk not in TRUNKS:
             raise ValueError(unknown(self.trunk, TRUNKS, "trunk"))
-        if self.trunk == "unet" and (self.video_frames or self.state_frames):
+        if self.trunk != "transformer" and (self.video_frames or self.state_frames):
             told = f"{list(self.video_frames)} and {list(self.state_frames)}"
-            raise ValueError(f"the U-Net knows actions only: set video_frames and state_frames to [], got {told}")
+            raise ValueError(f"the trunk {self.trunk!r} knows actions only: set video_frames and state_frames to [], got {told}")
+        if self.trunk in ("mlp", "act") and self.prediction != "regression":
+            raise ValueError(f"the trunk {self.trunk!r} is a regression: set prediction to regression, got {self.prediction!r}")
+        if self.backbone.condition and (self.trunk == "act" or self.history):
+            raise ValueError("backbone.condition sums what is seen now up in one vector: it goes neither with trunk 'act' nor with history")
+        if self.trunk == "mlp" and self.past:
+            raise ValueError(f"an MLP reads nothing but what is observed: set past to 0, got {self.past}")
         if self.trunk == "unet" and self.unet.film == "sample" and self.past:
             raise ValueError("a U-Net of one level per sample cannot be given clean past actions: set past to 0, or film to token")
         if self.horizon < 1 or self.past < 0:
@@ -185,6 +198,20 @@ class RobotModel(nn.Module):
     @staticmethod
     def _wide(value: Tensor, size: int) -> Tensor:
         return value if value.shape[-1] == size else pad(value, (0, size - value.shape[-1]))
+
+    def _read_of(self, x: Float[Tensor, "B N S"], level: Float[Tensor, "B N"], role: Int[Tensor, "B N"]) -> Float[Tensor, "B N S"]:
+        """What the network may read of tokens: nothing of absent ones, not even if it is NaN, and a regression nothing of active ones.
+
+        ValueError when a regression is asked at a level other than 1.
+        """
+        read = roles.seen(role)
+        if self.config.prediction == "regression":
+            asked = role == roles.ACTIVE
+            if not bool((level[asked] == 1).all()):
+                told = "train with patterns@train.objective.patterns=regression, act with policy=regression, sample with rows=1"
+                raise ValueError(f"{REGRESSION}, got levels below 1: {told}")
+            read = read & ~asked
+        return torch.where(read[..., None], x, 0.0)
 
     def _moments(self, observation: Observation) -> list[tuple[int, Observation | None]]:
         """(tick, what was seen then): the present, 0, then every tick of the history; None where nothing was told."""

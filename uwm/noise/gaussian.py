@@ -12,7 +12,7 @@ from torch import Tensor
 
 from uwm.core.shapes import Float
 
-PREDICTIONS = ("noise", "clean", "velocity")
+PREDICTIONS = ("noise", "clean", "velocity", "regression")
 SMALLEST = 1e-4  # floor of a divisor where a prediction carries no information about the other quantity
 
 
@@ -132,7 +132,8 @@ def noised(
 
 
 def target(path: GaussianPath, prediction: str, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
-    """What the network is asked for: the noise, the clean value, or the velocity dx/dlevel.
+    """What the network is asked for: the noise, the clean value, or the velocity dx/dlevel. A regression says the clean value too, but sees
+    nothing of x (`uwm.nn.robot_model.RobotModel`).
 
     The velocity is scaled so that it is the usual v = alpha noise - sigma clean with unit variance for the cosine path, and
     noise - clean for the straight one, whatever their shift.
@@ -140,7 +141,7 @@ def target(path: GaussianPath, prediction: str, clean: Tensor, noise: Tensor, le
     match prediction:
         case "noise":
             return noise
-        case "clean":
+        case "clean" | "regression":
             return clean
         case "velocity":
             slope_alpha, slope_sigma = _unit_slopes(path, level[..., None])
@@ -159,7 +160,7 @@ def to_clean(path: GaussianPath, prediction: str, predicted: Tensor, x: Tensor, 
     match prediction:
         case "noise":
             return (x - sigma * predicted) / alpha.clamp(min=SMALLEST)
-        case "clean":
+        case "clean" | "regression":
             return predicted
         case "velocity":
             slope_sigma = _unit_slopes(path, level)[1]

@@ -6,6 +6,8 @@ serves both policies:
 | policy | calls per chunk | plan |
 |---|---|---|
 | chunked | rows | all actions from 1 to 0 together, the first chunk is sent, the rest is thrown away |
+| chunked, `frames` | rows | the same, and what will be seen (or felt) with them: PAD, and in one row GR-1 |
+| chunked, `marginal` | rows | the same, and noise in the place of what will be seen: the UWM paper's policy |
 | streaming | rows / chunks | the rolling buffer of `uwm.sample.roll` |
 | streaming, `frames` | the same, more after a surprise | what will be seen stands in the buffer too, and is compared with what is |
 
@@ -24,10 +26,10 @@ from torch.nn.functional import pad
 from uwm.core import plans
 from uwm.core.shapes import Float, Int
 from uwm.core.streams import Layout, Stream
-from uwm.nn.robot_model import Observation, RobotModel
+from uwm.nn.robot_model import REGRESSION, Observation, RobotModel
 from uwm.noise import gaussian
 from uwm.sample import loop, roll
-from uwm.sample.denoise import Denoiser, denoiser, reordered
+from uwm.sample.denoise import Denoiser, beside_noise, denoiser, reordered
 from uwm.sample.randomness import Randomness
 from uwm.sample.steps import Denoise, rule
 
@@ -41,9 +43,11 @@ class PolicyConfig:
     `primer`, `loose`, `shape`: see `uwm.sample.roll.Ladder`. `warm`, of the chunked kind: every plan but the first begins from the
     one before, noised to this level, and takes this share of the rows; 1: from noise.
 
-    `frames`, of the streaming kind: the frame at the end of every chunk is denoised with it. What comes out is compared with what is
-    seen then; a `surprise` of s takes the buffer back by s * `revise` of its rows (at most all). `usual`: the distance of a frame
-    from what was foreseen when all goes well, as `uwm eval` with frames tells it (p50).
+    `frames`: the frame at the end of every chunk is denoised with it (of a model without video: what will be felt). What comes out is
+    compared with what is seen then; in the streaming kind a `surprise` of s takes the buffer back by s * `revise` of its rows (at most
+    all). `usual`: the distance of a frame from what was foreseen when all goes well, as `uwm eval` with frames tells it (p50).
+
+    `marginal`, of the chunked kind: all that the model foresees stands beside the actions as noise, instead of being absent.
 
     `foresee`, of the streaming kind: behind committed actions the plan is made from the proprioception that the model itself foresees at
     their end (one call of its forward dynamics), and the buffer goes on as if nothing were under way. Without cameras only.
@@ -63,12 +67,15 @@ class PolicyConfig:
     revise: float = 0.0
     usual: float = 1.0
     foresee: bool = False
+    marginal: bool = False
 
     def __post_init__(self):
-        if self.revise < 0 or not self.usual > 0 or (self.revise and not self.frames):
-            raise ValueError(f"revise is >= 0 and needs frames, usual is > 0, got {self}")
-        if self.frames and self.kind != "streaming":
-            raise ValueError(f"frames stand in the buffer of a streaming policy, got kind {self.kind!r}")
+        if self.revise < 0 or not self.usual > 0 or (self.revise and not (self.frames and self.kind == "streaming")):
+            raise ValueError(f"revise is >= 0 and needs frames in the buffer of a streaming policy, usual is > 0, got {self}")
+        if self.frames and self.warm < 1:
+            raise ValueError(f"a plan with frames begins from noise: set warm to 1, got {self.warm:g}")
+        if self.marginal and (self.kind != "chunked" or self.frames):
+            raise ValueError(f"marginal belongs to a chunked policy without frames, got {self}")
         if self.foresee and (self.kind != "streaming" or self.frames):
             raise ValueError(f"foresee belongs to a streaming policy without frames, got {self}")
         if not 0 < self.warm <= 1 or (self.warm < 1 and (self.kind != "chunked" or self.chunks < 2)):
@@ -99,6 +106,11 @@ class Policy:
 
     def __init__(self, model: RobotModel, config: PolicyConfig):
         self.model, self.config = model.eval(), config
+        if model.config.prediction == "regression" and (config.kind, config.rows, config.marginal) != ("chunked", 1, False):
+            told = f"{config.rows} rows of kind {config.kind}{', marginal' if config.marginal else ''}"
+            raise ValueError(f"{REGRESSION}: act with policy=regression (kind chunked, rows 1), not with {told}")
+        if config.marginal and model.layout.kinds == ("action",):
+            raise ValueError("policy.marginal puts noise in the place of what a model foresees, and this one foresees nothing")
         self.layouts: dict[int, tuple[Layout, Int[Tensor, " N"]]] = {}
         self.ladder = self._ladder()
         self._layout(0)  # a horizon that was not trained is refused now, not at the first observation
@@ -256,17 +268,26 @@ class Policy:
         return (self.config.revise * self.surprise(memory, observation)).clamp(max=1) if self.config.revise else None
 
     def _whole(self, memory: roll.Buffer, observation: Observation, guide: Callable | None, rows: int) -> tuple[roll.Buffer, Tensor]:
-        """A buffer that is fresh at every call and has one chunk, primed with no calls from pure noise."""
+        """A buffer that is fresh at every call and has one chunk of all tokens, primed with no calls from pure noise."""
         config = self.config
-        ladder = roll.Ladder(rows, self.ladder.horizon, 1, config.past, "zero")
+        ladder = roll.Ladder(rows, self.ladder.unit * self.ladder.chunks, 1, config.past, "zero")
         denoise = self._denoiser(memory, observation, 0)
+        if config.marginal:
+            memory = self._marginalise(memory, denoise)
         guided = denoise if guide is None else guide(denoise, self.path)
         if config.warm < 1:
             kept, begin = ladder.horizon - config.chunk, math.ceil(config.warm * rows)
             memory, chunk = roll.again(memory, ladder, guided, self.path, self.step, kept, begin)
         else:
             memory, chunk = roll.tick(roll.restarted(memory), ladder, guided, self.path, self.step)
-        return memory, self._actions(chunk, denoise)
+        return memory, self._actions(self.ladder.actions(chunk), denoise)
+
+    def _marginalise(self, memory: roll.Buffer, denoise: Denoiser) -> roll.Buffer:
+        """Puts noise beside the actions of a denoiser, the same in every row; the memory drew it."""
+        layout = Layout((denoise.layout["action"], *(stream for stream in self.model.layout.streams if stream.kind != "action")))
+        noise, randomness = memory.randomness.normal(layout.tokens - denoise.layout.tokens, layout.size)
+        denoise.network = beside_noise(self.model, layout, noise)
+        return replace(memory, randomness=randomness)
 
     def _actions(self, chunk: Tensor, denoise: Denoiser) -> Tensor:
         self.calls += denoise.calls
@@ -291,16 +312,21 @@ class Policy:
         """The buffer's ladder: what is seen at the end of a chunk has as many tokens as the model's cameras have."""
         if not self.config.frames:
             return self.config.ladder
-        video = [self.model.layout[name] for name in self.model.layout.of_kind("video")]
-        if not video or self.model.config.merge != 1:
+        if not self._foreseen_streams or self.model.config.merge != 1:
             raise ValueError("a policy with frames needs a model that was trained with video, of merge 1")
-        return replace(self.config.ladder, seen=sum(stream.frame_tokens for stream in video))
+        return replace(self.config.ladder, seen=sum(stream.frame_tokens for stream in self._foreseen_streams))
+
+    @property
+    def _foreseen_streams(self) -> list[Stream]:
+        """What stands in the buffer with the actions: video; what will be felt, in plans of a model without video."""
+        layout, is_whole = self.model.layout, self.config.kind == "chunked"
+        return [layout[name] for name in layout.of_kind("video") or (layout.of_kind("state") if is_whole else ())]
 
     def _layout(self, committed: int) -> tuple[Layout, Int[Tensor, " N"]]:
         """The streams of the buffer, and the order in which their tokens stand there: chunk after chunk."""
         if committed not in self.layouts:
             action = self.ladder.stream(self.model.layout["action"], committed)
-            video = [self._along(self.model.layout[name], committed) for name in self.model.layout.of_kind("video") if self.config.frames]
+            video = [self._along(stream, committed) for stream in self._foreseen_streams if self.config.frames]
             layout, chunks = Layout((action, *video)), self.ladder.chunks
             place = torch.arange(layout.tokens)
             before = action.tokens - self.ladder.horizon
@@ -310,7 +336,7 @@ class Policy:
         return self.layouts[committed]
 
     def _along(self, trained: Stream, committed: int) -> Stream:
-        """A camera's frames at the ends of the chunks."""
+        """A stream's frames at the ends of the chunks."""
         frames = tuple(committed + self.ladder.chunk * (index + 1) for index in range(self.ladder.chunks))
         if not set(frames) <= set(trained.frames):
             raise ValueError(

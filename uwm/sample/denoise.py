@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from uwm.core import roles
 from uwm.core.shapes import Float, Int
 from uwm.core.streams import Layout
 from uwm.nn.robot_model import RobotModel
@@ -49,6 +50,19 @@ def reordered(network: Callable[..., Tensor], order: Int[Tensor, " N"]) -> Calla
 
     def call(x: Tensor, level: Tensor, role: Tensor, layout: Layout, context: object) -> Tensor:
         return network(x[:, back], level[:, back], role[:, back], layout, context)[:, order]
+
+    return call
+
+
+def beside_noise(network: Callable[..., Tensor], layout: Layout, noise: Float[Tensor, "B V S"]) -> Callable[..., Tensor]:
+    """The network for the first tokens of `layout`; all others stand beside them as given noise of level 1 (UWM sec. III-C)."""
+
+    def call(x: Tensor, level: Tensor, role: Tensor, own: Layout, context: object) -> Tensor:
+        batch, others = noise.shape[:2]
+        pad = torch.nn.functional.pad
+        x_and_noise = torch.cat([pad(x, (0, layout.size - x.shape[2])), noise.to(x)], dim=1)
+        given = torch.cat([role, roles.full(batch, others, roles.GIVEN).to(role.device)], dim=1)
+        return network(x_and_noise, pad(level, (0, others), value=1.0), given, layout, context)[:, : x.shape[1], : x.shape[2]]
 
     return call
 

@@ -16,7 +16,7 @@ from uwm.learn import objective
 from uwm.learn.objective import ObjectiveConfig
 from uwm.nn import trunks
 from uwm.nn.unet import UNetSizes
-from uwm.nn.unet_model import UNetModel
+from uwm.nn.vector_model import VectorModel
 from uwm.robot.policy import Policy, PolicyConfig
 from uwm.runs import SizeConfig
 
@@ -27,7 +27,7 @@ SMALL = ["model.unet={widths: [16, 32], level_size: 16, feature: 8}", "model.gri
 TRAINING = ["patterns@train.objective.patterns=actions", "train.steps=2", "train.batch=4", "logger=off", "train.precision=float32"]
 
 
-def unet(**changes) -> UNetModel:
+def unet(**changes) -> VectorModel:
     torch.manual_seed(0)
     return trunks.make(replace(CONFIG, **changes)).eval()
 

@@ -1,12 +1,13 @@
-"""The 1-D U-Net as a robot's model: Diffusion Policy (Chi et al. 2023) and Streaming Diffusion Policy (Høeg et al. 2024), acting only.
+"""Models that see one vector, acting only: the 1-D U-Net of Diffusion Policy (Chi et al. 2023) and of Streaming Diffusion Policy (Høeg et
+al. 2024), and an MLP.
 
 ```
-cameras, state, words   --encoders--> one vector, kept once per observation ---+
+cameras, state, words   --encoders--> one vector, kept once per observation ---+---------> MLP --> a plan
                                                                                | FiLM
 executed, committed and coming actions, their levels ----------------------> U-Net --> prediction per action
 ```
 
-It takes the same training, policies and controllers as `UnifiedModel`. What it cannot do: convolutions have no tokens to leave out,
+They take the same training, policies and controllers as `UnifiedModel`. What they cannot do: there are no tokens to leave out,
 so an absent action is a blank of level 1, whose content has no influence, but whose place has.
 """
 
@@ -20,6 +21,7 @@ from uwm.core.shapes import Bool, Float, Int
 from uwm.core.streams import Layout
 from uwm.nn import eyes
 from uwm.nn.encoders import StateEncoder
+from uwm.nn.mlp import MLP
 from uwm.nn.robot_model import ModelConfig, Observation, RobotModel
 from uwm.nn.unet import UNet
 
@@ -35,29 +37,37 @@ class Features:
         return Features(self.vector[index])
 
 
-class UNetModel(RobotModel):
-    """encode(observation) -> Features; forward(actions, level, role, layout, features) -> prediction."""
+class VectorModel(RobotModel):
+    """encode(observation) -> Features; forward(actions, level, role, layout, features) -> prediction.
+
+    Its network stands under the name of its trunk, `unet` or `mlp`.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
-        size, side = config.unet.feature, config.autoencoder.image_size
+        size, side = self.width, config.autoencoder.image_size
         self.see = nn.ModuleDict({name: eyes.make(config.eyes, side, config.grid, size) for name in config.cameras})
         self.feel = StateEncoder(config.proprio_size, size)
         self.moment = size * (1 + 2 * len(config.cameras))  # numbers that tell of one observation
         condition = self.moment * (1 + len(config.history)) + size * config.language.hears
-        self.unet = UNet(config.unet, config.action_size, condition, config.past + config.horizon)
+        of_plan = config.action_size, condition, config.past + config.horizon
+        self.add_module(config.trunk, MLP(config.mlp, *of_plan) if config.trunk == "mlp" else UNet(config.unet, *of_plan))
         self.blank = nn.Parameter(0.02 * torch.randn(condition))  # what stands for what was not seen or told
         self.hear = StateEncoder(config.language.width, size) if config.language.hears else None
 
     @property
+    def _network(self) -> UNet | MLP:
+        return self.get_submodule(self.config.trunk)
+
+    @property
     def width(self) -> int:
         """Numbers of a token of what is observed."""
-        return self.config.unet.feature
+        return getattr(self.config, self.config.trunk).feature
 
     @property
     def modulation_share(self) -> float:
-        """Share of the U-Net's parameters that turn levels and observations into scales and shifts."""
-        of = lambda wanted: sum(p.numel() for name, p in self.unet.named_parameters() if wanted(name))  # noqa: E731
+        """Share of the network's parameters that turn levels and observations into scales and shifts."""
+        of = lambda wanted: sum(p.numel() for name, p in self._network.named_parameters() if wanted(name))  # noqa: E731
         return of(lambda name: ".film." in name or name.startswith("level.")) / of(bool)
 
     def encode(self, observation: Observation) -> Features:
@@ -95,6 +105,5 @@ class UNetModel(RobotModel):
         """
         if x.shape[1:] != (layout.tokens, layout.size) or layout.names != ("action",):
             raise ValueError(f"tokens must be actions (B, {layout.tokens}, {layout.size}), got {tuple(x.shape)} of {layout.names}")
-        seen = roles.seen(role)
-        actions = self._own(torch.where(seen[..., None], x, 0.0), dims)
-        return self.unet(actions, torch.where(seen, level, 1.0), context.vector).to(x.dtype)
+        actions = self._own(self._read_of(x, level, role), dims)
+        return self._network(actions, torch.where(roles.seen(role), level, 1.0), context.vector).to(x.dtype)
