@@ -99,6 +99,7 @@ def on_lift(checkpoint: Path, _: int) -> dict:
     """Held-out windows of a robot's model, one sample each."""
     model, windows = held_out(checkpoint)
     chosen = modes_bench.spread(windows.windows, model.config.horizon, WINDOWS)
+    chosen = chosen[windows.windows.locate(chosen)[1] >= model.config.past]  # all actions were done
     batch, true = windows.batch(chosen), windows.future_frames(chosen)
     past, cameras, ticks = model.config.past, model.config.cameras, model.config.video_frames
     tokens = model.layout.unpack(batch.clean)

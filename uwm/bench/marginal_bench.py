@@ -25,7 +25,7 @@ from uwm.robot.modes import ModePolicy
 
 CLAIM = "A policy may delete its future video instead of marginalising it with noise: it succeeds as often, for less."
 ARMS = {"absent": "", "noise": "marginal", "denoised along": "beside"}  # how ModePolicy is told of the video
-WORLDS = {"Lift": "lift", "PickPlaceCan": "can"}
+WORLDS = {"Lift": ("lift", None), "PickPlaceCan": ("can", 250)}  # the checkpoint, and ticks in which it must be done
 COST = 0.05  # of successes
 FIRST_SEED = 90_000
 
@@ -33,10 +33,10 @@ FIRST_SEED = 90_000
 def run(quick: bool, out: Path | None) -> Result:
     """All arms in both worlds on the same seeds; a quick run drives the toy world with random weights and judges nothing."""
     seeds, gates, figures = list(range(FIRST_SEED, FIRST_SEED + (2 if quick else ROLLOUTS))), [], {}
-    for world, name in {"Toy": None}.items() if quick else WORLDS.items():
+    for world, (name, max_steps) in {"Toy": (None, None)}.items() if quick else WORLDS.items():
         checkpoint = base.unified(name) if name else None
         told = [base.weights_of(checkpoint) if checkpoint else "", repr(PLANS), seeds]
-        measuring = {arm: partial(measured, world, checkpoint, how, seeds) for arm, how in ARMS.items()}
+        measuring = {arm: partial(measured, world, checkpoint, max_steps, how, seeds) for arm, how in ARMS.items()}
         runs = experiment.run_arms(f"marginal-{world}", measuring, (0,), told, *experiment.where(quick))
         figures[world] = {arm: each[0] for arm, each in runs.items()}
         gates += judged(world, figures[world], not quick)
@@ -56,9 +56,9 @@ def judged(world: str, found: dict, enough: bool) -> list[Gate]:
     ]
 
 
-def measured(world: str, checkpoint: Path | None, how: str, seeds: list[int], _: int) -> dict:
+def measured(world: str, checkpoint: Path | None, max_steps: int | None, how: str, seeds: list[int], _: int) -> dict:
     """Episodes of one arm."""
-    model, env = entered(world, checkpoint)
+    model, env = entered(world, checkpoint, max_steps)
     policy = ModePolicy(model, PLANS, **({how: model.config.cameras} if how else {}))
     results = [evaluation.rollout(env, policy, seed) for seed in seeds]
     env.close()

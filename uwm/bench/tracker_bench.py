@@ -69,8 +69,9 @@ def measured(world: str, checkpoint: Path | None, ahead: int | None, seeds: list
     (model, env), expert = entered(world, checkpoint), uwm_envs.make_expert(world)
     results, limits = [], []
     for seed in seeds:
-        limits.append(LIMIT * len(record(env, expert, seed).action))
-        led = None if ahead is None else film(model, record(env, expert, seed + ahead))
+        shown = {shift: record(env, expert, seed + shift) for shift in {0, ahead or 0}}
+        limits.append(LIMIT * len(shown[0].action))
+        led = None if ahead is None else film(model, shown[ahead])
         results.append(evaluation.rollout(env, ModePolicy(model, PLANS, film=led), seed))
     env.close()
     in_time = [result.success and result.ticks <= limit for result, limit in zip(results, limits, strict=True)]
@@ -81,10 +82,11 @@ def measured(world: str, checkpoint: Path | None, ahead: int | None, seeds: list
     }  # fmt: skip
 
 
-def entered(world: str, checkpoint: Path | None) -> tuple[RobotModel, gymnasium.Env]:
+def entered(world: str, checkpoint: Path | None, max_steps: int | None = None) -> tuple[RobotModel, gymnasium.Env]:
     """A checkpoint's model and a world as it sees it; a model of random weights without one."""
     model = load_model(checkpoint)[0] if checkpoint else base.random_model(("agentview", "wrist"), 32, horizon=8, video_frames=(4, 8))
-    return model, uwm_envs.make(world, cameras=model.config.cameras, image_size=model.config.autoencoder.image_size)
+    side = model.config.autoencoder.image_size
+    return model, uwm_envs.make(world, cameras=model.config.cameras, image_size=side, max_steps=max_steps)
 
 
 def film(model: RobotModel, shown: Episode) -> Callable[[int], dict[str, Tensor]]:
