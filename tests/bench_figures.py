@@ -75,4 +75,4 @@ def examples(count=2):
         found[f"present/{camera}"] = random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
         for kind in ("true", "forward", "video", "joint"):
             found[f"{kind}/{camera}"] = random.integers(0, 256, (count, 2, 32, 32, 3), dtype=np.uint8)
-    return found
+    return {**found, **{f"actions/{kind}": random.normal(size=(count, 6, 3)) for kind in ("true", "joint")}}

@@ -111,12 +111,14 @@ def test_deleting_absent_streams_gives_the_sample_of_the_whole_row(model, monkey
 
 
 def test_examples_are_frames_of_different_episodes_as_they_were(model, measured):
-    _, frames, _ = figures.windows(model)
+    batch, frames, _ = figures.windows(model)
     examples = measured["examples"]
     assert len({index // 2 for index in examples["window"]}) == 3
     assert examples["forward/right"].shape == (3, 2, 32, 32, 3)
     first = (frames["left"][int(examples["window"][0])] * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
     assert (examples["true/left"][0] == first.numpy()).all()
+    done = batch.clean[examples["window"], 2:8, :3]  # normalised actions of an untrained normaliser are physical ones
+    assert torch.equal(torch.from_numpy(examples["actions/true"]), done) and examples["actions/joint"].shape == done.shape
 
 
 def test_too_few_seeds_wrong_frames_and_windows_at_the_end_are_refused(model):

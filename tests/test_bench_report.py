@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import bench_figures as figures
-from uwm.bench import gates, pictures, report
+from uwm.bench import gates, page, pictures, report
 
 VOID = {"meta", "img", "link", "br"}
 
@@ -67,7 +67,8 @@ def test_the_page_is_whole_and_loads_nothing_from_elsewhere(written):
 def test_the_page_shows_every_video_and_frame_and_the_figures(written):
     page, text = parsed(written), (written / "report.html").read_text()
     assert page.tags.count("video") == 2 + 1 and "streaming buffer 100" in text
-    assert page.tags.count("img") == 2 * 2 * (1 + 2 * 4)  # cameras, windows, present and 2 ticks of 4 kinds
+    # cameras, windows, present and 2 ticks of 4 kinds; and the last tick of two kinds once more, with the ways in two planes
+    assert page.tags.count("img") == 2 * 2 * (1 + 2 * 4) + 2 * 2 * 2 and text.count(">happened</text>") == 2 * 2
     for wanted in ("96 %", "48 of 50", "6.0x fewer", "0.42x", "streaming failure 100", "&lt;script&gt;", "every gate holds"):
         assert wanted in text
 
@@ -121,6 +122,16 @@ def test_a_picture_of_floats_and_an_empty_video_are_refused():
         pictures.png(np.zeros((4, 4, 3)))
     with pytest.raises(ValueError, match="at least one frame"):
         pictures.mp4([], 20)
+
+
+def test_ways_share_one_scale_and_displacements_are_summed_up():
+    drawn = pictures.ways({"imagined": np.array([[0.0, 0.0], [2.0, 1.0]]), "happened": np.array([[0.0, 0.0], [0.0, 1.0]])})
+    assert re.findall(r'points="([^"]*)"', drawn) == ["10.0,140.0 140.0,75.0", "10.0,140.0 10.0,75.0"]
+    shown = {**figures.examples(1), "actions/true": np.ones((1, 4, 2)), "actions/joint": np.ones((1, 4, 2))}
+    points = [re.findall(r'points="([^"]*)"', page._ways(shown, {"card": {"action": {"mode": mode}}})) for mode in ("delta", "absolute")]
+    assert points[0] == [" ".join(f"{x:.1f},{150 - x:.1f}" for x in (10, 42.5, 75, 107.5, 140))] * 2
+    assert points[1] == [" ".join(["10.0,140.0"] * 4)] * 2
+    assert page._ways({}, {}) == ""
 
 
 def test_a_curve_leaves_out_what_has_no_logarithm():

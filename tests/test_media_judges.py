@@ -29,6 +29,16 @@ def test_a_judge_of_places_finds_a_spot():
     judge = judges.of_places(torch.from_numpy(spot), places)
     assert judge.score > 0.9
     assert np.abs(judge(torch.from_numpy(spot[:200])) - places[:200]).mean() < 0.8
+    layers = judge.layers(torch.from_numpy(spot[:200]))
+    assert [layer.shape for layer in layers] == [(200, 128), (200, 64)]
+    last = layers[-1].numpy() @ judge.machine.coefs_[-1] + judge.machine.intercepts_[-1]
+    assert np.allclose(last, judge(torch.from_numpy(spot[:200])), atol=1e-4), "what it says is made of its last hidden layer"
+
+
+def test_a_judge_of_classes_has_no_layers():
+    judge = judges.of_classes(torch.rand(40, 4, generator=torch.Generator().manual_seed(0)), np.arange(40) % 2)
+    with pytest.raises(TypeError, match="only a judge of places has hidden layers, this one is a SVC"):
+        judge.layers(torch.zeros(1, 4))
 
 
 @pytest.mark.parametrize("count, held_out", [(9, 0.3), (10, 0.0), (10, 1.0), (10, 0.01)])

@@ -42,6 +42,16 @@ def test_psnr_and_ssim_of_equal_pictures_and_of_a_known_error():
         metrics.psnr(picture, picture[:1])
 
 
+def test_the_perceptual_distance_is_of_directions_layer_by_layer():
+    one, two = torch.tensor([[[3.0, 0.0]], [[0.0, 2.0]]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert metrics.perceptual([one, two], [5 * one, two]) == 0.0, "lengths do not count"
+    assert metrics.perceptual([one], [one.flip(0)]) == pytest.approx(2.0) and metrics.perceptual([one], [-one]) == pytest.approx(4.0)
+    assert metrics.perceptual([one, two], [-one, two]) == pytest.approx(2.0), "layers weigh the same"
+    for other in ([two], [one, two], []):
+        with pytest.raises(ValueError, match="same layers"):
+            metrics.perceptual(other, [one])
+
+
 def test_the_frechet_distance_is_that_of_gaussians_in_closed_form():
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(40_000, 3, generator=generator, dtype=torch.float64) * torch.tensor([1.0, 2.0, 0.5])

@@ -6,7 +6,7 @@ import torch
 import tiny
 from oracle import unchecked_shapes
 from test_robot_policy import Summing
-from uwm.robot.modes import sample
+from uwm.robot.modes import ModePolicy, sample
 from uwm.robot.policy import Policy, PolicyConfig
 
 NET = tiny.model()
@@ -58,6 +58,27 @@ def test_noise_in_a_place_is_not_absence():
     absent = sample(NET, SEEN, ["action"], rows=3)["action"]
     noisy = sample(NET, SEEN, ["action"], marginal=["agentview", "wrist"], rows=3)["action"]
     assert absent.shape == noisy.shape and not torch.allclose(absent, noisy)
+
+
+def test_a_policy_of_a_mode_sends_its_plans_and_remembers_what_was_executed():
+    ticks, config = [], PolicyConfig("chunked", rows=3, chunk=3)
+    films = {name: torch.rand(1, 2, 3, 32, 32) for name in tiny.CAMERAS}
+    tracker = ModePolicy(NET, config, film=lambda tick: ticks.append(tick) or films)
+    memory, first = tracker.act(tracker.start([5]), SEEN)
+    assert torch.equal(first, sample(NET, SEEN, ["action"], films, rows=3, seeds=[5])["action"][:, :3])
+    executed = first / 2
+    memory, second = tracker.act(tracker.done(memory, executed), SEEN)
+    again = sample(NET, SEEN, ["action"], films, executed=executed, rows=3, seeds=[5 + (3 << 32)])["action"][:, :3]
+    assert torch.equal(second, again) and ticks == [0, 3] and tracker.calls == 6
+    seen = {how: ModePolicy(NET, config, **{how: tiny.CAMERAS}).act((5, executed), SEEN)[1] for how in ("beside", "marginal")}
+    assert torch.equal(seen["marginal"], sample(NET, SEEN, ["action"], None, tiny.CAMERAS, executed, 3, [5 + (3 << 32)])["action"][:, :3])
+    assert not torch.allclose(seen["beside"], seen["marginal"]) and not torch.allclose(seen["beside"], second)
+
+
+@pytest.mark.parametrize("config", [PolicyConfig("streaming"), PolicyConfig("chunked", chunk=9)])
+def test_a_policy_of_a_mode_keeps_no_buffer_and_sends_no_more_than_it_plans(config):
+    with pytest.raises(ValueError, match="kind chunked and a chunk within 8 actions"):
+        ModePolicy(NET, config)
 
 
 @pytest.mark.parametrize(

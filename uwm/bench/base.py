@@ -14,6 +14,8 @@ from uwm.nn.backbone import BackboneConfig
 from uwm.nn.robot_model import ModelConfig, RobotModel
 
 LIFT = (Path("runs/demo/model"), Path("runs/base/lift/model"))
+LIFT_DATA = Path("runs/bench/lift400.zarr")
+UNIFIED = {"lift": (LIFT_DATA, 400), "can": (Path("runs/bench/can100.zarr"), 100)}  # world of configs: its episodes, and how many
 
 
 def lift() -> Path:
@@ -27,6 +29,15 @@ def lift() -> Path:
 def made(*command: str) -> None:
     """Runs a command of this package or its data; such a command goes on where it stopped, and does nothing when it is done."""
     subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+
+
+def unified(world: str) -> Path:
+    """A model of every mode from two cameras, of a world in `UNIFIED`: data and weights are made the first time, in an hour on a core."""
+    data, episodes = UNIFIED[world]
+    out = Path("runs/bench") / f"unified_{world}"
+    made("-m", "uwm.cli", "collect", f"world={world}", f"out={data}", f"episodes={episodes}")
+    made("-m", "uwm.cli", "train", f"data={data}", f"out={out}", "threads=1", "logger=off")
+    return out / "model"
 
 
 def weights_of(checkpoint: str | Path) -> str:

@@ -48,7 +48,7 @@ from uwm_envs.pusht import SUCCESS_COVERAGE
 CLAIM = "Committed actions in the rolling buffer: no gap, no jump, and at most 5 points lost at 4 ticks of delay."
 LOST, JUMP, JUDGED = 0.05, 1.2, 4  # points, ratio, ticks of delay at which both are judged
 DELAYS, JITTER = tuple(range(9)), 1.0  # ticks; jitter is uniform on top
-LIFT, LIFT_DATA = Path("runs/bench/delay_lift"), Path("runs/bench/lift400.zarr")
+LIFT, LIFT_DATA = Path("runs/bench/delay_lift"), base.LIFT_DATA
 LIFT_TRAINING = ("patterns@train.objective.patterns=actions", "train.steps=4000")
 PUSHT, PUSHT_DATA = Path("runs/bench/delay_pusht"), Path("runs/bench/pusht_pushed.zarr")
 PLAYED, PLAYED_DATA = Path("runs/bench/delay_pusht_played"), Path("runs/bench/pusht_played.zarr")

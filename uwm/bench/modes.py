@@ -56,7 +56,8 @@ def measure(
     window: intervals are over episodes, since windows of one episode are alike.
 
     Examples are arrays by name: `window` (E,), `ticks` (T,), and per camera `present/NAME` (E, H, W, 3), `true/NAME`,
-    `forward/NAME`, `video/NAME`, `joint/NAME` (E, T, H, W, 3).
+    `forward/NAME`, `video/NAME`, `joint/NAME` (E, T, H, W, 3); `actions/true` and `actions/joint` (E, n, A) are those up to the last
+    frame, as they were executed and as they were sampled together with the frames of `joint`, in physical units.
     """
     _check(model, batch, frames, seeds)
     prefix = model.encode(batch.observation)
@@ -71,7 +72,11 @@ def measure(
         result[name] = images.error(drawn[name][0])
     joint = drawn["joint"]
     result["joint"] = {"action": _action_error(model, batch, joint, batch.clean, groups), "image": images.error(joint[0])}
-    result["examples"] = images.examples({name: drawn[name][0] for name in ("forward", "video", "joint")}, examples)
+    shown = images.examples({name: drawn[name][0] for name in ("forward", "video", "joint")}, examples)
+    tokens = {"true": model.layout.unpack(batch.clean)["action"], "joint": joint[0]["action"]}
+    now = slice(model.config.past, model.config.past + max(model.config.video_frames))
+    ways = {f"actions/{name}": model.to_actions(each[shown["window"], now]).numpy() for name, each in tokens.items()}
+    result["examples"] = {**shown, **ways}
     return result
 
 
@@ -141,7 +146,7 @@ def _action_error(model: UnifiedModel, batch: Batch, drawn: list[dict[str, Tenso
     count = valid.sum() * own
     per_window = {name: value.sum(dim=(1, 2)) for name, value in total.items()}
     rmse = {name: float((value.sum() / count).sqrt()) for name, value in total.items()}
-    low, high = _interval(per_window["model"], per_window["mean"], groups)
+    low, high = interval(per_window["model"], per_window["mean"], groups)
     return {
         "rmse": rmse["model"],
         "mean_rmse": rmse["mean"],
@@ -193,7 +198,7 @@ class _Images:
         every = range(len(self.ticks))
         result = self._ratio_over(square, dict.fromkeys(self.cameras, every))
         sums = [sum(s[c].sum(dim=1) for c in self.cameras) for s in (square, self.copy)]
-        result["interval"] = list(_interval(*sums, self.groups))
+        result["interval"] = list(interval(*sums, self.groups))
         result["cameras"] = {}
         for camera in self.cameras:
             per_frame = {str(tick): self._ratio_over(square, {camera: [i]}) for i, tick in enumerate(self.ticks)}
@@ -233,7 +238,7 @@ def _ratio(value: float, baseline: float) -> float | None:
     return value / baseline if baseline > 0 else None
 
 
-def _interval(model: Tensor, baseline: Tensor, groups: Tensor) -> tuple[float, float]:
+def interval(model: Tensor, baseline: Tensor, groups: Tensor) -> tuple[float, float]:
     """95 % bootstrap interval of sum(model) / sum(baseline), whole groups (episodes) drawn with replacement."""
     _, place = groups.unique(return_inverse=True)
     sums = [np.bincount(place.numpy(), weights=value.numpy()) for value in (model, baseline)]

@@ -50,6 +50,7 @@ def page(figures: dict, examples: Mapping, videos: Mapping, plan_pictures: Mappi
         _section("Rollouts", _videos(videos, figures), "Closed loop, seeds that were not trained on, at the robot's own speed."),
         _section("The buffer", _films(films), _FILMS_NOTE),
         _section("Predicted beside true", _frames(examples), _FRAMES_NOTE),
+        _section("Joint imagination", _ways(examples, figures), _WAYS_NOTE),
         _section("All modes of one checkpoint", _modes(figures), _MODES_NOTE),
         _section("Plans", _plans(plan_pictures), _PLANS_NOTE),
         _section("Training", _curves(curves), "Mean squared error of the prediction, running mean, over optimiser steps."),
@@ -75,6 +76,11 @@ _FILMS_NOTE = (
 _FRAMES_NOTE = (
     "Held-out episodes. <b>true</b> is what the camera saw; the others are decoded samples: <b>forward</b> was given the "
     "actions, <b>video</b> nothing but the present, <b>joint</b> sampled actions and frames together."
+)
+_WAYS_NOTE = (
+    "The same windows: the frames that <b>joint</b> expects at the end, what was seen then, and the way to there, as it was sampled "
+    "together with those frames and as it was executed (actions one after the other; displacements are summed up). Where there are "
+    "several good ways, to imagine another one is no mistake."
 )
 _MODES_NOTE = (
     "Relative error is the model's error over its baseline's; below 1 beats the baseline. The floor is what the autoencoder "
@@ -211,6 +217,25 @@ def _frames(examples: Mapping[str, np.ndarray]) -> str:
         ]
         parts.append(f"<h3>{_text(camera)}</h3>" + _table(header, rows, kind="frames"))
     return "".join(parts)
+
+
+def _ways(examples: Mapping[str, np.ndarray], figures: dict) -> str:
+    """A row per window: the last frame of every camera as imagined and as seen, and both ways in the first axes of the action."""
+    if not len(examples.get("window", ())) or "actions/joint" not in examples:
+        return ""
+    cameras, card = [name.partition("/")[2] for name in examples if name.startswith("joint/")], figures.get("card", {}).get("action", {})
+    kinds, names = {"joint": "imagined", "true": "happened"}, card.get("names", [])
+    planes = [(0, axis) for axis in range(1, min(3, examples["actions/true"].shape[2]))]
+    axes = [" and ".join(_text(names[axis] if axis < len(names) else axis) for axis in plane) for plane in planes]
+    rows = []
+    for row in range(len(examples["window"])):
+        told = {word: examples[f"actions/{kind}"][row] for kind, word in kinds.items()}
+        if card.get("mode") == "delta":
+            told = {word: np.cumsum(np.pad(way, ((1, 0), (0, 0))), axis=0) for word, way in told.items()}
+        frames = [_image(examples[f"{kind}/{camera}"][row][-1]) for camera in cameras for kind in kinds]
+        rows.append(frames + [pictures.ways({word: way[:, plane] for word, way in told.items()}) for plane in map(list, planes)])
+    header = [f"{_text(camera)}, {word}" for camera in cameras for word in kinds.values()]
+    return _table([*header, *axes], rows, kind="frames")
 
 
 def _image(frame: np.ndarray) -> str:

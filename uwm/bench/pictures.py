@@ -132,3 +132,18 @@ def rates(rows: Sequence[tuple[str, float, tuple[float, float]]], gate: float) -
     parts.append(f'<path class="gate" d="M{at} 4V{foot}"/><text x="{at}" y="{foot + 16}" class="mid">gate {100 * gate:.0f} %</text>')
     parts += [f'<text x="{to_x(x):.1f}" y="{foot + 16}" class="mid">{100 * x:.0f}</text>' for x in (0, 0.25, 0.5, 0.75)]
     return f'<svg viewBox="0 0 800 {foot + 30}" role="img">{"".join(parts)}</svg>'
+
+
+def ways(lines: Mapping[str, np.ndarray]) -> str:
+    """Ways (n, 2) in a plane as SVG, x to the right and y up in one scale; a dot where each begins."""
+    points = np.concatenate(list(lines.values()))
+    low, span = points.min(axis=0), max(float(np.ptp(points, axis=0).max()), 1e-9)
+    parts = []
+    for index, (name, line) in enumerate(lines.items()):
+        placed = [f"{10 + 130 * x:.1f},{140 - 130 * y:.1f}" for x, y in (line - low) / span]
+        begin_x, begin_y = placed[0].split(",")
+        parts.append(f'<polyline class="line s{index % 6}" points="{" ".join(placed)}"/>'
+                     f'<circle class="line s{index % 6}" cx="{begin_x}" cy="{begin_y}" r="2"/>'
+                     f'<text x="154" y="{20 + 18 * index}">{html.escape(name)}</text>'
+                     f'<line class="line s{index % 6}" x1="154" x2="174" y1="{26 + 18 * index}" y2="{26 + 18 * index}"/>')  # fmt: skip
+    return f'<svg viewBox="0 0 230 150" role="img">{"".join(parts)}</svg>'

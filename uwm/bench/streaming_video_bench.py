@@ -23,6 +23,7 @@ from uwm.bench.experiment import SEEDS, gate, values
 from uwm.bench.gates import Gate
 from uwm.bench.runner import Result
 from uwm.core.patterns import Pattern
+from uwm.nn.stream_model import StreamModel
 from uwm.sample.rollout import rollout
 
 CLAIM = "Streamed forward dynamics: frames in flight share the calls, over a hundred frames, and are as good as resampled ones."
@@ -51,9 +52,14 @@ def judged(found: experiment.Found, budget: dict, enough: bool) -> list[Gate]:
     ]
 
 
+def trained(budget: dict, seed: int) -> StreamModel:
+    """A causal model of clips for forward dynamics: all actions are given."""
+    return clip_data.trained(budget, Pattern(video="fopp", action="given"), seed, CAUSAL, registers=0)
+
+
 def measured(budget: dict, seed: int) -> dict:
     """One model: errors and calls with 1 (resampled) and more frames in flight."""
-    model = clip_data.trained(budget, Pattern(video="fopp", action="given"), seed, CAUSAL, registers=0)
+    model = trained(budget, seed)
     long = clip_data.longer(budget["clips"], budget["held"], budget["frames"])
     judge = clip_data.tokens(budget["clips"], budget["held"]).places
     true, actions, tips = long.held["top"], {"action": long.held["action"]}, long.clips.tip

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from uwm.core.shapes import Float, Int
@@ -25,6 +26,15 @@ class Judge:
     def __call__(self, samples: Tensor) -> np.ndarray:
         """What every sample shows: its class (B,) or its positions (B, D)."""
         return self.machine.predict(samples.flatten(1).numpy())
+
+    def layers(self, samples: Tensor) -> list[Float[Tensor, "B _"]]:
+        """What the hidden layers of a judge of places make of samples, for `metrics.perceptual`; TypeError for another judge."""
+        if not hasattr(self.machine, "coefs_"):
+            raise TypeError(f"only a judge of places has hidden layers, this one is a {type(self.machine).__name__}")
+        found = [samples.flatten(1).numpy()]
+        for weight, bias in zip(self.machine.coefs_[:-1], self.machine.intercepts_[:-1], strict=True):
+            found.append(np.maximum(found[-1] @ weight + bias, 0))
+        return [torch.from_numpy(layer) for layer in found[1:]]
 
 
 def of_classes(real: Tensor, classes: Int[np.ndarray, " B"], held_out: float = 0.3, seed: int = 0) -> Judge:

@@ -1,10 +1,12 @@
-"""How near pictures and distributions are to each other: PSNR, SSIM, Fréchet distance of latents, reprojection error."""
+"""How near pictures and distributions are to each other: PSNR, SSIM, perceptual and Fréchet distance, reprojection error."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from uwm.core.shapes import Float
 
@@ -25,6 +27,18 @@ def ssim(found: Tensor, true: Tensor) -> float:
         raise ValueError(f"pictures must have one shape that ends in 3 colours, got {tuple(found.shape)} and {tuple(true.shape)}")
     pairs = zip(found.flatten(0, -4).numpy(), true.flatten(0, -4).numpy(), strict=True)
     return float(np.mean([structural_similarity(a, b, channel_axis=-1, data_range=255) for a, b in pairs]))
+
+
+def perceptual(found: Sequence[Float[Tensor, "B ..."]], true: Sequence[Float[Tensor, "B ..."]]) -> float:
+    """How far apart pictures are to a network, 0 to 4: features of its layers, each of length one, mean squared distance over layers.
+
+    LPIPS (Zhang et al. 2018, eq. 1) with layers that all weigh the same. ValueError for other layers or shapes.
+    """
+    if not found or [each.shape for each in found] != [each.shape for each in true]:
+        shapes = [[tuple(each.shape) for each in layers] for layers in (found, true)]
+        raise ValueError(f"both sides need the same layers, at least one, got {shapes[0]} and {shapes[1]}")
+    pairs = [(normalize(a, dim=-1), normalize(b, dim=-1)) for a, b in zip(found, true, strict=True)]
+    return float(torch.stack([(a - b).square().sum(dim=-1).mean() for a, b in pairs]).mean())
 
 
 def frechet(found: Float[Tensor, "M D"], true: Float[Tensor, "N D"]) -> float:

@@ -10,10 +10,11 @@ action, front  -              -            joint prediction
 action         -              front        policy with noise in the video's place, as the UWM paper has it (sec. III-C)
 ```
 
-What is not named is absent, which is exact and cheaper. For loops that act there are policies; this is for looking at what a model knows.
+What is not named is absent, which is exact and cheaper. `sample` is for looking at what a model knows, `ModePolicy` acts by it: along a
+film, or with noise in the video's place. For policy mode alone there are faster loops (`uwm.robot.policy`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from uwm.core import roles
 from uwm.core.shapes import Float, Int
 from uwm.core.streams import Layout, Stream
 from uwm.nn.robot_model import Observation, RobotModel
-from uwm.robot.policy import LIMIT
+from uwm.robot.policy import LIMIT, PolicyConfig
 from uwm.sample import loop
 from uwm.sample.denoise import denoiser
 from uwm.sample.modes import Assignment
@@ -69,6 +70,48 @@ def sample(
     x, _ = loop.follow(denoise, layout.pack(known), plan.level, Randomness.seeded(seeds), rule(step))
     tokens = layout.unpack(x)
     return {name: _decoded(model, layout[name], tokens[name], observation) for name in assignment.targets}
+
+
+class ModePolicy:
+    """A policy of one environment (`start`, `act`, `done`) whose plans are drawn by `sample`; the first chunk of each is sent.
+
+    `beside`: streams that fall together with the actions; `marginal`: streams that are noise; `film`: from the tick of an episode to
+    given streams, e.g. what is to be seen from there on, so that the plan leads along it. ValueError for a config that keeps a buffer.
+    """
+
+    def __init__(
+        self,
+        model: RobotModel,
+        config: PolicyConfig,
+        beside: Iterable[str] = (),
+        marginal: Iterable[str] = (),
+        film: Callable[[int], Mapping[str, Tensor]] | None = None,
+    ):
+        if config.kind != "chunked" or not 1 <= config.chunk <= model.config.horizon:
+            raise ValueError(f"a plan of any mode is whole: kind chunked and a chunk within {model.config.horizon} actions, got {config}")
+        self.model, self.config, self.film, self.calls = model.eval(), config, film, 0
+        self.targets, self.marginal, self.cameras = ("action", *beside), tuple(marginal), model.config.cameras
+        self.history = model.config.history
+
+    def start(self, seeds: Iterable[int]) -> tuple[int, Float[Tensor, "1 n A"]]:
+        """A fresh memory: the seed, and what was executed."""
+        (seed,) = seeds
+        return seed, torch.zeros(1, 0, self.model.normalise_action.size)
+
+    def act(self, memory: tuple[int, Tensor], observation: Observation) -> tuple[tuple[int, Tensor], Float[Tensor, "1 C A"]]:
+        """The next chunk in physical units."""
+        seed, executed = memory
+        tick, rows = executed.shape[1], self.config.rows
+        given = self.film(tick) if self.film else {}
+        own = [seed + (tick << 32)]  # other noise in every plan
+        found = sample(self.model, observation, self.targets, given, self.marginal, executed, rows, own, self.config.step)
+        self.calls += rows
+        return memory, found["action"][:, : self.config.chunk]
+
+    def done(self, memory: tuple[int, Tensor], executed: Float[Tensor, "1 n A"]) -> tuple[int, Tensor]:
+        """The memory after `executed` really went to the robot."""
+        seed, before = memory
+        return seed, torch.cat([before, executed], dim=1)
 
 
 def _ahead(stream: Stream) -> int:
