@@ -70,9 +70,8 @@ def test_a_policy_of_a_mode_sends_its_plans_and_remembers_what_was_executed():
     memory, second = tracker.act(tracker.done(memory, executed), SEEN)
     again = sample(NET, SEEN, ["action"], films, executed=executed, rows=3, seeds=[5 + (3 << 32)])["action"][:, :3]
     assert torch.equal(second, again) and ticks == [0, 3] and tracker.calls == 6
-    seen = {how: ModePolicy(NET, config, **{how: tiny.CAMERAS}).act((5, executed), SEEN)[1] for how in ("beside", "marginal")}
-    assert torch.equal(seen["marginal"], sample(NET, SEEN, ["action"], None, tiny.CAMERAS, executed, 3, [5 + (3 << 32)])["action"][:, :3])
-    assert not torch.allclose(seen["beside"], seen["marginal"]) and not torch.allclose(seen["beside"], second)
+    beside = ModePolicy(NET, config, tiny.CAMERAS).act((5, executed), SEEN)[1]
+    assert not torch.allclose(beside, second)
 
 
 @pytest.mark.parametrize("config", [PolicyConfig("streaming"), PolicyConfig("chunked", chunk=9)])

@@ -11,6 +11,7 @@ samples, at level 1 in a fiftieth, and at a level of its own in a fourteenth. So
 world in which no arm succeeds in half of the episodes is not judged.
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,9 +23,10 @@ from uwm.bench.runner import Result
 from uwm.bench.tracker_bench import PLANS, entered
 from uwm.robot import evaluate as evaluation
 from uwm.robot.modes import ModePolicy
+from uwm.robot.policy import Policy
 
 CLAIM = "A policy may delete its future video instead of marginalising it with noise: it succeeds as often, for less."
-ARMS = {"absent": "", "noise": "marginal", "denoised along": "beside"}  # how ModePolicy is told of the video
+ARMS = ("absent", "noise", "denoised along")
 WORLDS = {"Lift": ("lift", None), "PickPlaceCan": ("can", 250)}  # the checkpoint, and ticks in which it must be done
 COST = 0.05  # of successes
 FIRST_SEED = 90_000
@@ -36,7 +38,7 @@ def run(quick: bool, out: Path | None) -> Result:
     for world, (name, max_steps) in {"Toy": (None, None)}.items() if quick else WORLDS.items():
         checkpoint = base.unified(name) if name else None
         told = [base.weights_of(checkpoint) if checkpoint else "", repr(PLANS), seeds]
-        measuring = {arm: partial(measured, world, checkpoint, max_steps, how, seeds) for arm, how in ARMS.items()}
+        measuring = {arm: partial(measured, world, checkpoint, max_steps, arm, seeds) for arm in ARMS}
         runs = experiment.run_arms(f"marginal-{world}", measuring, (0,), told, *experiment.where(quick))
         figures[world] = {arm: each[0] for arm, each in runs.items()}
         gates += judged(world, figures[world], not quick)
@@ -56,10 +58,11 @@ def judged(world: str, found: dict, enough: bool) -> list[Gate]:
     ]
 
 
-def measured(world: str, checkpoint: Path | None, max_steps: int | None, how: str, seeds: list[int], _: int) -> dict:
+def measured(world: str, checkpoint: Path | None, max_steps: int | None, arm: str, seeds: list[int], _: int) -> dict:
     """Episodes of one arm."""
     model, env = entered(world, checkpoint, max_steps)
-    policy = ModePolicy(model, PLANS, **({how: model.config.cameras} if how else {}))
+    whole = replace(PLANS, chunks=model.config.horizon // PLANS.chunk, marginal=arm == "noise")
+    policy = ModePolicy(model, PLANS, model.config.cameras) if arm == "denoised along" else Policy(model, whole)
     results = [evaluation.rollout(env, policy, seed) for seed in seeds]
     env.close()
     plan_ms = evaluation.percentiles([1e3 * seconds for result in results for seconds in result.act_s])

@@ -75,8 +75,8 @@ def sample(
 class ModePolicy:
     """A policy of one environment (`start`, `act`, `done`) whose plans are drawn by `sample`; the first chunk of each is sent.
 
-    `beside`: streams that fall together with the actions; `marginal`: streams that are noise; `film`: from the tick of an episode to
-    given streams, e.g. what is to be seen from there on, so that the plan leads along it. ValueError for a config that keeps a buffer.
+    `beside`: streams that fall together with the actions; `film`: from the tick of an episode to given streams, e.g. what is to be
+    seen from there on, so that the plan leads along it. ValueError for a config that keeps a buffer.
     """
 
     def __init__(
@@ -84,14 +84,12 @@ class ModePolicy:
         model: RobotModel,
         config: PolicyConfig,
         beside: Iterable[str] = (),
-        marginal: Iterable[str] = (),
         film: Callable[[int], Mapping[str, Tensor]] | None = None,
     ):
         if config.kind != "chunked" or not 1 <= config.chunk <= model.config.horizon:
             raise ValueError(f"a plan of any mode is whole: kind chunked and a chunk within {model.config.horizon} actions, got {config}")
         self.model, self.config, self.film, self.calls = model.eval(), config, film, 0
-        self.targets, self.marginal, self.cameras = ("action", *beside), tuple(marginal), model.config.cameras
-        self.history = model.config.history
+        self.targets, self.cameras, self.history = ("action", *beside), model.config.cameras, model.config.history
 
     def start(self, seeds: Iterable[int]) -> tuple[int, Float[Tensor, "1 n A"]]:
         """A fresh memory: the seed, and what was executed."""
@@ -104,7 +102,7 @@ class ModePolicy:
         tick, rows = executed.shape[1], self.config.rows
         given = self.film(tick) if self.film else {}
         own = [seed + (tick << 32)]  # other noise in every plan
-        found = sample(self.model, observation, self.targets, given, self.marginal, executed, rows, own, self.config.step)
+        found = sample(self.model, observation, self.targets, given, (), executed, rows, own, self.config.step)
         self.calls += rows
         return memory, found["action"][:, : self.config.chunk]
 
