@@ -27,7 +27,8 @@ from uwm_envs.pusht import HALF_WIDTH_M
 
 FIRST_SEED = 100_000
 NOISES = (0.0, 0.2)
-PLAY_TICKS, PLAY_M = 60, 0.12  # of an episode of play; how far from the block's middle most of its targets lie
+PLAY_TICKS, PLAY_M = 60, 0.12  # of an episode of play; how far from the block's middle most of its ways end
+LEAD_M = (0.02, 0.085)  # how far ahead of the pusher play may aim: as far as the planner does
 SHARD_BYTES = 1 << 16  # small: every append leaves a table behind whose size grows with the shard
 
 
@@ -79,15 +80,17 @@ def record(index: int, pushed_m: float) -> tuple[dict, dict]:
 
 
 def play(index: int) -> tuple[dict, dict]:
-    """Episode `index` of play as (arrays, metadata): a new target every two to seven ticks."""
+    """Episode `index` of play as (arrays, metadata): another way to go every two to seven ticks, no faster than the planner."""
     env, seed = world(), FIRST_SEED + index
     (observation, info), rng = env.reset(seed=seed), np.random.default_rng(seed)
     rows, actions, until = [observation], [], 0
     while len(actions) < PLAY_TICKS:
+        scene = env.unwrapped.privileged()
         if len(actions) >= until:
-            block, near = env.unwrapped.privileged()["block"][:2], rng.random() < 0.8
-            target = block + rng.uniform(-PLAY_M, PLAY_M, 2) if near else rng.uniform(-HALF_WIDTH_M, HALF_WIDTH_M, 2)
-            until = len(actions) + rng.integers(2, 8)
+            near, until, lead_m = rng.random() < 0.8, len(actions) + rng.integers(2, 8), rng.uniform(*LEAD_M)
+            there = scene["block"][:2] + rng.uniform(-PLAY_M, PLAY_M, 2) if near else rng.uniform(-HALF_WIDTH_M, HALF_WIDTH_M, 2)
+        way = there - scene["pusher"]
+        target = scene["pusher"] + way * min(1.0, lead_m / max(np.linalg.norm(way), 1e-6))
         actions.append(np.clip(target / HALF_WIDTH_M, -1, 1).astype(np.float32))
         observation, _, _, _, info = env.step(actions[-1])
         rows.append(observation)

@@ -144,7 +144,7 @@ def pusht() -> Case:
     run = TrainRun(str(PUSHT_DATA), str(PUSHT), streams=streams, logger="off", model=size)
     begun = train(replace(run, train=_learned(22000, (0.50, 0.12, 0.38), restarts=(11000,))))
     played = replace(run, data=str(PLAYED_DATA), out=str(PLAYED), failures_teach=True, init=str(begun))
-    trained = train(replace(played, train=_learned(8000, (0.60, 0.15, 0.25))))
+    trained = train(replace(played, train=_learned(5000, (0.60, 0.15, 0.25))))
     return Case("PushT", str(trained), chunk=4, buffer=3, whole=4, foresee=True, full=SUCCESS_COVERAGE)
 
 
