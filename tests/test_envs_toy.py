@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+import uwm_envs
 from uwm_envs.toy import OBSTACLE_RADIUS_M, ROBOT_RADIUS_M, Toy, ToyExpert
 from uwm_envs.toy_colours import COLOURS, WORDINGS, ToyColours
 
@@ -131,7 +132,7 @@ def test_an_unknown_camera_or_strategy_is_named():
 
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_gymnasium_accepts_the_world_of_colours():
-    check_env(ToyColours())
+    check_env(uwm_envs.make("ToyColours").unwrapped)
 
 
 def test_what_is_wanted_cannot_be_seen_and_every_colour_and_wording_is_asked_for():
