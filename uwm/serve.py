@@ -63,9 +63,8 @@ def serve(config: dict) -> int:
     server = PolicyServer(served, run.server, seed=run.seed)
     print(f"serve: {run.checkpoint}: first answer {first_ms:.0f} ms, warm {warm_ms:.1f} ms for {served.schema.chunk} actions", flush=True)
     between = [tick for tick in served.schema.history if tick % served.schema.chunk]
-    if between:
-        print(f"serve: what was seen {between} ticks ago is absent for clients that ask once a chunk, and known to controllers", flush=True)
-    return server.run(lambda: print(_welcome(server), flush=True))
+    unseen = f"\nserve: what was seen {between} ticks ago is absent for clients that ask once a chunk, and known to controllers"
+    return server.run(lambda: print(_welcome(server) + (unseen if between else ""), flush=True))
 
 
 def load(run: ServeRun) -> Served:

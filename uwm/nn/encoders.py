@@ -1,6 +1,7 @@
 """Encoders: observations to context tokens at level 0. They are computed once per observation."""
 
 import itertools
+import math
 
 import torch
 from einops import rearrange
@@ -16,7 +17,7 @@ def _coordinates(height: int, width: int) -> Float[Tensor, "1 2 H W"]:
 
 
 def _convolution(before: int, after: int, kernel: int, stride: int = 1) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(before, after, kernel, stride, kernel // 2), nn.GroupNorm(8, after), nn.SiLU())
+    return nn.Sequential(nn.Conv2d(before, after, kernel, stride, kernel // 2), nn.GroupNorm(math.gcd(8, after), after), nn.SiLU())
 
 
 class Keypoints(nn.Module):
