@@ -13,7 +13,7 @@ action), and success is not judged.
 
 import math
 import multiprocessing
-import shutil
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,15 +34,17 @@ from uwm.learn.objective import ObjectiveConfig
 from uwm.learn.optim import OptimConfig
 from uwm.nn.backbone import BackboneConfig
 from uwm.nn.robot_model import RobotModel
+from uwm.robot import evaluate as evaluation
 from uwm.robot.chunking import KINDS, ChunkingConfig, Planner
 from uwm.robot.clock import VirtualClock
 from uwm.robot.controller import Controller, Tick
-from uwm.robot.evaluate import wilson
 from uwm.robot.inference import VirtualWorker
 from uwm.robot.policy import Policy, PolicyConfig
 from uwm.robot.robots.simulated import SimulatedRobot
 from uwm.runs import SizeConfig, StreamsConfig, TrainRun
 from uwm.training import load_model, train
+from uwm_data import copy_store
+from uwm_data.journal import JOURNAL
 from uwm_envs.pusht import SUCCESS_COVERAGE
 
 CLAIM = "Committed actions in the rolling buffer: no gap, no jump, and at most 5 points lost at 4 ticks of delay."
@@ -135,8 +137,8 @@ def pusht() -> Case:
     """
     # Goes on where it stopped, and does nothing when it is done.
     base.made("datasets/make_pusht_state.py", *PUSHT_MADE, "--out", str(PUSHT_DATA))
-    if not PLAYED_DATA.exists():
-        shutil.copytree(PUSHT_DATA, PLAYED_DATA)
+    if not (PLAYED_DATA / JOURNAL).exists():
+        copy_store(PUSHT_DATA, PLAYED_DATA)
     base.made("datasets/make_pusht_state.py", *PUSHT_MADE, "--played", "1000", "--out", str(PLAYED_DATA))
     backbone = BackboneConfig(width=128, depth=3, heads=4, registers=4, waist=64)
     size = SizeConfig(horizon=16, video_frames=(), state_frames=tuple(range(1, 9)), backbone=backbone)
@@ -204,7 +206,7 @@ def measure(case: Case, cell: Cell, seeds: list[int]) -> dict:
     means = {name: _mean([run[name] for run in runs]) for name in runs[0] if name not in ("success", "reaction")}
     scores = {"scores": [case.score(run["best"]) for run in runs]} if case.full else {}
     return {
-        **asdict(cell), "success": successes / len(runs), "interval": wilson(successes, len(runs)), "rollouts": len(runs),
+        **asdict(cell), "success": successes / len(runs), "interval": evaluation.wilson(successes, len(runs)), "rollouts": len(runs),
         **means, **smooth, **scores, "reaction": max(run["reaction"] for run in runs), "succeeded": [bool(run["success"]) for run in runs],
     }  # fmt: skip
 
@@ -227,6 +229,15 @@ class Best(gymnasium.Wrapper):
         observation, reward, terminated, truncated, info = self.env.step(action)
         self.best = max(self.best, float(reward))
         return observation, reward, terminated, truncated, info
+
+
+def driven(env: Best, policy: Policy, seeds: Iterable[int], watched: bool = False) -> tuple[list[evaluation.Rollout], list[float]]:
+    """Rollouts without a delay, and the best reward of each."""
+    results, best = [], []
+    for seed in seeds:
+        results.append(evaluation.rollout(env, policy, seed, watched=watched))
+        best.append(env.best)
+    return results, best
 
 
 def world(case: Case, model: RobotModel) -> Best:

@@ -26,7 +26,7 @@ from uwm.core.patterns import Pattern
 from uwm.media import video
 from uwm.nn.stream_model import StreamModel
 from uwm.sample.denoise import denoiser
-from uwm.sample.loop import sample, start
+from uwm.sample.loop import follow
 from uwm.sample.modes import Assignment
 from uwm.sample.randomness import Randomness
 from uwm.sample.replacement import replaced
@@ -104,7 +104,7 @@ def _replaced(model: StreamModel, true: Tensor, given: dict[str, Tensor], places
     known = layout.mask("top") & torch.isin(layout.frame, torch.tensor(places))
     plan = Assignment(("top",), ("action",)).plan(layout, rows)
     denoise = denoiser(model, plan.role[None].expand(len(true), -1))
-    x, randomness = start(denoise.path, clean, plan.level[0], Randomness.seeded(range(len(true))))
+    step = replaced(by_stream(layout, {}, ddim()), clean, known)
     with torch.inference_mode():
-        out, _ = sample(denoise, denoise.path, x, plan.level, replaced(by_stream(layout, {}, ddim()), clean, known), randomness)
+        out, _ = follow(denoise, clean, plan.level, Randomness.seeded(range(len(true))), step)
     return layout.unpack(out)["top"]

@@ -111,14 +111,12 @@ def measured(case: Case, policy: dict, seeds: list[int], _: int) -> dict:
     acting = _policy(case, PolicyConfig(**policy))
     env = delay_bench.world(case, acting.model)
     switches = [place for place, name in enumerate(env.unwrapped.card["action"]["names"]) if "gripper" in name]
-    results, best, motion = [], [], []
-    for seed in seeds:
-        results.append(evaluation.rollout(env, acting, seed, watched=True))
-        best.append(env.best)
-        moments = results[-1].moments
+    results, best = delay_bench.driven(env, acting, seeds, watched=True)
+    env.close()
+    motion = []
+    for moments in (result.moments for result in results):
         plans = np.repeat(np.arange(len(moments)), [len(moment.executed) for moment in moments])
         motion.append(seams(np.concatenate([moment.executed for moment in moments]), plans, switches))
-    env.close()
     outcomes = [case.score(each) if case.full else float(result.success) for each, result in zip(best, results, strict=True)]
     return {**evaluation.summary(results), "outcomes": outcomes, **smoothness(motion, np.random.default_rng(0))}
 

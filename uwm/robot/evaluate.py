@@ -55,13 +55,13 @@ def rollout(
     low, high = env.action_space.low, env.action_space.high
     result, ended = Rollout(seed, False, 0, 0), False
     while not ended:
-        now = {**history.seen[-1], "prompt": instruction}
+        began, now = time.perf_counter(), {**history.seen[-1], "prompt": instruction}
         seen = observe([now], policy.cameras, [history.earlier(policy.history)], policy.model.words)
+        planned, actions = policy.act(memory, seen)
+        result.act_s.append(time.perf_counter() - began)
         if policy.config.frames and result.ticks:
             result.distances.append(float(policy.distance(memory, seen)[0]))
-        began = time.perf_counter()
-        memory, actions = policy.act(memory, seen)
-        result.act_s.append(time.perf_counter() - began)
+        memory = planned
         executed, first = np.clip(actions[0].numpy(), low, high), result.ticks
         for action in executed:
             observation, _, terminated, truncated, info = env.step(action)

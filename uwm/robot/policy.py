@@ -260,7 +260,7 @@ class Policy:
         self, memory: roll.Buffer, observation: Observation, committed: Tensor | None, count: int, revised: Tensor | None = None
     ) -> tuple[roll.Buffer, Tensor]:
         denoise = self._denoiser(memory, observation, 0 if committed is None else committed.shape[1])
-        memory, chunk = roll.tick(memory, self.ladder, denoise, self.path, self.step, committed, count, revised)
+        memory, chunk = roll.tick(memory, self.ladder, denoise, denoise.path, self.step, committed, count, revised)
         return memory, self._actions(chunk, denoise)
 
     def _revised(self, memory: roll.Buffer, observation: Observation) -> Float[Tensor, " B"] | None:
@@ -274,12 +274,12 @@ class Policy:
         denoise = self._denoiser(memory, observation, 0)
         if config.marginal:
             memory = self._marginalise(memory, denoise)
-        guided = denoise if guide is None else guide(denoise, self.path)
+        guided = denoise if guide is None else guide(denoise, denoise.path)
         if config.warm < 1:
             kept, begin = ladder.horizon - config.chunk, math.ceil(config.warm * rows)
-            memory, chunk = roll.again(memory, ladder, guided, self.path, self.step, kept, begin)
+            memory, chunk = roll.again(memory, ladder, guided, denoise.path, self.step, kept, begin)
         else:
-            memory, chunk = roll.tick(roll.restarted(memory), ladder, guided, self.path, self.step)
+            memory, chunk = roll.tick(roll.restarted(memory), ladder, guided, denoise.path, self.step)
         return memory, self._actions(self.ladder.actions(chunk), denoise)
 
     def _marginalise(self, memory: roll.Buffer, denoise: Denoiser) -> roll.Buffer:
@@ -295,11 +295,6 @@ class Policy:
         if not bool(torch.isfinite(actions).all()):
             raise ValueError("the policy produced an action that is not finite; check the observation and the checkpoint")
         return actions
-
-    @property
-    def path(self) -> gaussian.GaussianPath:
-        """The path that the model was trained on."""
-        return gaussian.path(self.model.config.path, self.model.config.noise_shift)
 
     def _tokens(self, actions: Float[Tensor, "B n A"]) -> Float[Tensor, "B n S"]:
         """Normalised actions, as wide as the tokens of the buffer."""
@@ -355,9 +350,9 @@ class Policy:
         return prefix if seen == batch else prefix.at(torch.zeros(batch, dtype=torch.int64))
 
     def _denoiser(self, memory: roll.Buffer, observation: Observation, committed: int) -> Denoiser:
-        config = self.model.config
         self.ladder.check(memory)
-        context = self._context(observation, len(memory.tick))
         layout, order = self._layout(committed)
-        network = reordered(self.model, order) if self.config.frames else self.model
-        return Denoiser(network, self.path, config.prediction, layout, roll.role(memory, committed), context, LIMIT)
+        found = denoiser(self.model, roll.role(memory, committed), layout, self._context(observation, len(memory.tick)), LIMIT)
+        if self.config.frames:
+            found.network = reordered(self.model, order)
+        return found
