@@ -116,6 +116,23 @@ def test_a_rollout_in_the_toy_world_repeats_with_its_seed_and_counts_calls():
     assert all(np.array_equal(a, b) for a, b in zip(first.frames, second.frames, strict=True))
 
 
+@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, kind="chunked")], ids=["streaming", "chunked"])
+def test_rollouts_side_by_side_are_those_of_each_alone(config):
+    # Ends at different ticks: those that go on must keep their own memory, and calls are those that each would make alone.
+    envs = [uwm_envs.make("Toy", cameras=tiny.CAMERAS, image_size=32, max_steps=limit) for limit in (9, 4, 12)]
+    policy, seeds = Policy(tiny.model(), config), (5, 6, 7)
+    beside = evaluation.together(envs, policy, seeds, watched=True)
+    alone = [evaluation.rollout(env, policy, seed, watched=True) for env, seed in zip(envs, seeds, strict=True)]
+    assert len({each.ticks for each in alone}) > 1
+    for found, expected in zip(beside, alone, strict=True):
+        assert (found.seed, found.ticks, found.calls) == (expected.seed, expected.ticks, expected.calls)
+        for mine, its in zip(found.moments, expected.moments, strict=True):
+            np.testing.assert_allclose(mine.executed, its.executed, atol=1e-4)
+            np.testing.assert_allclose(mine.future, its.future, atol=1e-4)
+    with pytest.raises(ValueError):
+        evaluation.together(envs, policy, seeds[:2])
+
+
 def test_the_wilson_interval_has_its_known_values():
     low, high = evaluation.wilson(40, 50)
     assert (round(low, 2), round(high, 2)) == (0.67, 0.89)

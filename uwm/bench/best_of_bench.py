@@ -52,7 +52,7 @@ def measured(case: Case, samples: int, shuffled: bool, seeds: list[int], _: int)
     model = load_model(case.checkpoint)[0] if case.checkpoint else random_model()
     config = PolicyConfig("chunked", case.rows, case.chunk, case.whole)
     policy, env = BestOf(model, config, samples, partial(covered, shuffled=shuffled)), delay_bench.world(case, model)
-    results, best = delay_bench.driven(env, policy, seeds)
+    results, best = delay_bench.driven([env], policy, seeds)
     env.close()
     seconds = [each for result in results for each in result.act_s]
     return {

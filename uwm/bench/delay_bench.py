@@ -13,7 +13,7 @@ action), and success is not judged.
 
 import math
 import multiprocessing
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -57,6 +57,7 @@ PLAYED, PLAYED_DATA = Path("runs/bench/delay_pusht_played"), Path("runs/bench/pu
 PUSHT_MADE = ("--episodes", "2000", "--pushed-m", "0.02", "--workers", "2")
 GATED = ("committed", "naive")
 KEPT = Path("runs/bench/delay")
+AT_ONCE = 8  # rollouts without a delay that share the calls of a policy
 COMPARED, OUTLINE = 20, 5  # episodes of a kind that no gate looks at, and of a delay that none does
 FIRST_SEED = 50_000  # below the seeds of Push-T's data and above those of Lift's
 
@@ -231,12 +232,15 @@ class Best(gymnasium.Wrapper):
         return observation, reward, terminated, truncated, info
 
 
-def driven(env: Best, policy: Policy, seeds: Iterable[int], watched: bool = False) -> tuple[list[evaluation.Rollout], list[float]]:
-    """Rollouts without a delay, and the best reward of each."""
+def driven(
+    envs: Sequence[Best], policy: Policy, seeds: Sequence[int], watched: bool = False
+) -> tuple[list[evaluation.Rollout], list[float]]:
+    """Rollouts without a delay, as many at once as there are envs, and the best reward of each."""
     results, best = [], []
-    for seed in seeds:
-        results.append(evaluation.rollout(env, policy, seed, watched=watched))
-        best.append(env.best)
+    for first in range(0, len(seeds), len(envs)):
+        some = seeds[first : first + len(envs)]
+        results += evaluation.together(envs[: len(some)], policy, some, watched=watched)
+        best += [env.best for env in envs[: len(some)]]
     return results, best
 
 

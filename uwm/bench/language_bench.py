@@ -79,14 +79,14 @@ def trained() -> Path:
 
 def measured(checkpoint: str, arm: str, seeds: list[int], _: int) -> dict:
     """Rollouts of one arm: which succeeded, and which ended at the colour that was named."""
-    policy, env = Policy(model_of(checkpoint), POLICY), uwm_envs.make("ToyColours", image_size=SIZE, max_steps=None if checkpoint else 6)
-    results, followed, world = [], [], env.unwrapped
-    for seed in seeds:
+    policy = Policy(model_of(checkpoint), POLICY)
+    envs = [uwm_envs.make("ToyColours", image_size=SIZE, max_steps=None if checkpoint else 6) for _ in seeds]
+    for env, seed in zip(envs, seeds, strict=True):
         env.reset(seed=seed)
-        instruction = ARMS[arm](seed, tuple(COLOURS).index(world.wanted))
-        results.append(evaluation.rollout(env, policy, seed, instruction=instruction))
-        followed.append(bool(world.reached) and world.reached in instruction)
-    env.close()
+    told = [ARMS[arm](seed, tuple(COLOURS).index(env.unwrapped.wanted)) for env, seed in zip(envs, seeds, strict=True)]
+    results = evaluation.together(envs, policy, seeds, instructions=told)
+    reached = [env.unwrapped.reached for env in envs]
+    followed = [bool(colour) and colour in instruction for colour, instruction in zip(reached, told, strict=True)]
     return {**evaluation.summary(results), "succeeded": [result.success for result in results], "followed": float(np.mean(followed))}
 
 

@@ -29,6 +29,7 @@ A `Buffer` holds everything: values, how far each environment is, executed actio
 restored, batched and reset by mask; nothing about an episode lives anywhere else.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -158,6 +159,10 @@ class Buffer:
         new, old = empty_like(self, seeds).tensors(), self.tensors()
         shaped = {name: mask.reshape(-1, *[1] * (value.ndim - 1)) for name, value in old.items()}
         return Buffer.from_tensors({name: torch.where(shaped[name], new[name], old[name]) for name in old})
+
+    def at(self, streams: Sequence[int]) -> "Buffer":
+        """The buffers of some of the streams, in this order."""
+        return Buffer.from_tensors({name: value[list(streams)] for name, value in self.tensors().items()})
 
 
 def empty(ladder: Ladder, seeds, size: int, dtype=torch.float32, still: Float[Tensor, "B A"] | None = None) -> Buffer:
