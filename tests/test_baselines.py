@@ -17,6 +17,7 @@ from uwm.learn import consistency, objective, style
 from uwm.learn.objective import ObjectiveConfig
 from uwm.nn import trunks
 from uwm.nn.backbone import BackboneConfig
+from uwm.robot.chunking import ChunkingConfig, Planner
 from uwm.robot.modes import sample
 from uwm.robot.policy import Policy, PolicyConfig
 from uwm.runs import EvalRun, TrainRun
@@ -146,6 +147,8 @@ def test_what_a_regression_cannot_do_is_refused_by_name():
     for config in (PolicyConfig(rows=1, chunk=8, chunks=2, past=0), PolicyConfig("chunked", 16, 8, 2, 0)):
         with pytest.raises(ValueError, match=r"a regression .* act with policy=regression \(kind chunked, rows 1\), not with"):
             Policy(net, config)
+    with pytest.raises(ValueError, match="nothing can guide"):
+        Planner(Policy(net, PolicyConfig("chunked", 1, 8, 2, 0)), ChunkingConfig("guided"))
     with pytest.raises(ValueError, match=r"in one call, got levels below 1: .* sample with rows=1"):
         sample(net, seen, ["action"], rows=4)
     with pytest.raises(ValueError, match="no stream 'agentview'; it has"):

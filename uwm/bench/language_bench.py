@@ -38,7 +38,7 @@ POLICY = PolicyConfig(rows=12, chunk=3, chunks=4)
 TRAINING = (
     "model=tiny", "model.language.kind=minilm", "model.video_frames=[]", "model.horizon=12", "model.grid=4", "model.backbone.width=64",
     "model.backbone.depth=3", "model.backbone.heads=4", "model.backbone.waist=32", "patterns@train.objective.patterns=actions",
-    "train.steps=1500", "threads=1", "logger=off",
+    "train.steps=6000", "train.batch=64", "threads=1", "logger=off",
 )  # fmt: skip
 OTHERS = ("head for the {} spot", "please touch the {} thing")
 RIGHT, MATTERS, LOST = 0.8, 0.3, 0.1  # success when told; what a wrong instruction or none costs; what other words may
@@ -72,7 +72,7 @@ def run(quick: bool, out: Path | None) -> Result:
 
 def trained() -> Path:
     """The checkpoint, made the first time."""
-    base.made("-m", "uwm.cli", "collect", "world=toy-colours", f"out={DATA}", "episodes=300")
+    base.made("-m", "uwm.cli", "collect", "world=toy-colours", f"out={DATA}", "episodes=2000")
     base.made("-m", "uwm.cli", "train", f"data={DATA}", f"out={OUT}", *TRAINING)
     return OUT / "model"
 

@@ -80,6 +80,8 @@ def check(policy: Policy | PolicyCard, config: ChunkingConfig) -> None:
     wanted = {"committed": ("streaming",), "synchronous": ("streaming", "chunked")}.get(config.kind, ("chunked",))
     if policy.config.kind not in wanted:
         raise ValueError(f"{config.kind} chunking needs a policy of kind {' or '.join(wanted)}, got {policy.config.kind!r}")
+    if config.kind == "guided" and isinstance(policy, Policy) and policy.model.config.prediction == "regression":
+        raise ValueError("a regression says its plan in one call, which nothing can guide: use naive, ensemble or synchronous chunking")
     if config.kind == "committed" and policy.config.frames:
         raise ValueError("a buffer with frames plans at the ends of its chunks: use synchronous chunking, or policy.frames=false")
     if config.kind == "committed" and (config.delay_ticks or 0) > policy.room:
