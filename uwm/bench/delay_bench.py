@@ -55,6 +55,7 @@ LIFT_TRAINING = ("patterns@train.objective.patterns=actions", "train.steps=4000"
 PUSHT, PUSHT_DATA = Path("runs/bench/delay_pusht"), Path("runs/bench/pusht_pushed.zarr")
 PLAYED, PLAYED_DATA = Path("runs/bench/delay_pusht_played"), Path("runs/bench/pusht_played.zarr")
 PUSHT_MADE = ("--episodes", "2000", "--pushed-m", "0.02", "--workers", "2")
+PUSHT_STREAMS = StreamsConfig(cameras=(), proprio=("state",), action="action")
 GATED = ("committed", "naive")
 KEPT = Path("runs/bench/delay")
 AT_ONCE = 8  # rollouts without a delay that share the calls of a policy
@@ -136,25 +137,22 @@ def pusht() -> Case:
     is made from there. In every episode the planner is pushed aside now and then, so that not all that is under way is wished for;
     and at the end play is there too, since what planners never do is foreseen three times worse by a model of planners.
     """
-    run, begun = demonstrated()
+    # Goes on where it stopped, and does nothing when it is done.
+    base.made("datasets/make_pusht_state.py", *PUSHT_MADE, "--out", str(PUSHT_DATA))
     if not (PLAYED_DATA / JOURNAL).exists():
         copy_store(PUSHT_DATA, PLAYED_DATA)
     base.made("datasets/make_pusht_state.py", *PUSHT_MADE, "--played", "1000", "--out", str(PLAYED_DATA))
+    run = TrainRun(str(PUSHT_DATA), str(PUSHT), streams=PUSHT_STREAMS, logger="off", model=pusht_size(tuple(range(1, 9))))
+    begun = train(replace(run, train=_learned(22000, (0.50, 0.12, 0.38), restarts=(11000,))))
     played = replace(run, data=str(PLAYED_DATA), out=str(PLAYED), failures_teach=True, init=str(begun))
     trained = train(replace(played, train=_learned(5000, (0.60, 0.15, 0.25))))
     return Case("PushT", str(trained), chunk=4, buffer=3, whole=4, foresee=True, full=SUCCESS_COVERAGE)
 
 
-def demonstrated() -> tuple[TrainRun, Path]:
-    """The training on Push-T's demonstrations alone, which knows no play yet, and its checkpoint."""
-    # Goes on where it stopped, and does nothing when it is done.
-    base.made("datasets/make_pusht_state.py", *PUSHT_MADE, "--out", str(PUSHT_DATA))
+def pusht_size(state_frames: tuple[int, ...]) -> SizeConfig:
+    """A model of Push-T's states that foresees them so many ticks ahead."""
     backbone = BackboneConfig(width=128, depth=3, heads=4, registers=4, waist=64)
-    size = SizeConfig(horizon=16, video_frames=(), state_frames=tuple(range(1, 9)), backbone=backbone)
-    streams = StreamsConfig(cameras=(), proprio=("state",), action="action")
-    run = TrainRun(str(PUSHT_DATA), str(PUSHT), streams=streams, logger="off", model=size)
-    run = replace(run, train=_learned(22000, (0.50, 0.12, 0.38), restarts=(11000,)))
-    return run, train(run)
+    return SizeConfig(horizon=16, video_frames=(), state_frames=state_frames, backbone=backbone)
 
 
 def _learned(steps: int, shares: tuple[float, float, float], restarts: tuple[int, ...] = ()) -> TrainConfig:
