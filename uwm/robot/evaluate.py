@@ -61,8 +61,9 @@ def together(
 ) -> list[Rollout]:
     """One episode in each env, side by side: one call of the policy acts in all that still run, so that a step costs far less.
 
-    A rollout's `calls` are those that it would have made alone, its `act_s` what the call of them all took. See `rollout`. ValueError
-    unless there is a seed, and an instruction if there are any, for each env.
+    A rollout's `calls` are those that it would have made alone (but for a buffer that is revised, where the longest way of all is gone by
+    all), its `act_s` what the call of them all took. See `rollout`. ValueError unless there is a seed, and an instruction if there are
+    any, for each env.
     """
     told = instructions or [None] * len(envs)
     episodes = [_Episode.begun(env, policy, *each) for env, *each in zip(envs, seeds, told, strict=True)]
