@@ -190,6 +190,9 @@ class TrainRun:
     distil: DistilConfig = field(default_factory=DistilConfig)
 
     def __post_init__(self):
+        if not (0 <= self.camera_dropout <= 1 and 0 <= self.instruction_dropout <= 1):
+            got = f"{self.camera_dropout} and {self.instruction_dropout}"
+            raise ValueError(f"camera_dropout and instruction_dropout are shares of the samples, in [0, 1], got {got}")
         if self.init and self.distil.teacher:
             raise ValueError(f"a student begins with its teacher's weights, not with others: got init={self.init} and a distil.teacher")
 
