@@ -294,6 +294,17 @@ def test_members_may_share_a_normaliser(folder, tmp_path):
 # ------------------------------------------------------------------------------------------------------------ single data
 
 
+def test_a_store_may_be_two_members_few_episodes_with_actions_and_all_as_video(folder, tmp_path):
+    store_of(tmp_path / "arm.zarr", episodes=10)
+    twice = [{"name": name, "data": str(tmp_path / "arm.zarr")} for name in ("robot", "film")]
+    twice = [{**twice[0], "episodes": 0.3}, {**twice[1], "use_actions": False}]
+    robot, film = TrainingData(run_of(tmp_path / "run", mixture={"members": twice, "normaliser": "shared"})).datasets
+    assert len(robot.training) == 2 and set(robot.training) < set(film.training) and len(film.training) == 7
+    assert robot.held_out == film.held_out and film.action is None, "nothing that is held out is seen as video"
+    with pytest.raises(ConfigError, match=r"episodes of robot is a share of its training episodes, in \(0, 1\], got 0"):
+        run_of(tmp_path, mixture={"members": [{**twice[0], "episodes": 0.0}]})
+
+
 def test_training_drops_cameras_but_never_the_last_one_of_a_sample(tmp_path):
     cameras = ("front", "side", "wrist")
     streams = {name: StreamSpec((32, 32, 3), "uint8", 10, "video", optional=name == "wrist") for name in cameras}
