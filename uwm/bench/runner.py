@@ -21,6 +21,7 @@ BENCHES = {
     "best-of": "uwm.bench.best_of_bench",
     "cameras": "uwm.bench.cameras_bench",
     "control": "uwm.bench.control_bench",
+    "cotrain": "uwm.bench.cotrain_bench",
     "delay": "uwm.bench.delay_bench",
     "dynamics": "uwm.bench.dynamics_bench",
     "fvdm": "uwm.bench.fvdm_bench",
