@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_episodes import make_episode, make_store
-from uwm_data import EpisodeStore, StoreError, Windows, shuffled, split_episodes
+from uwm_data import EpisodeStore, StoreError, Windows, share_of_episodes, shuffled, split_episodes
 from uwm_data.order import _epoch_order
 
 
@@ -84,7 +84,7 @@ def test_a_computed_order_looks_shuffled_and_needs_no_memory():
 
 RANKS = """
 import sys
-from itertools import islice
+from itertools import islice, pairwise
 import torch
 import torch.distributed as dist
 from uwm_data import EpisodeStore, Windows, shuffled
@@ -179,3 +179,14 @@ def test_one_episode_cannot_be_split(tmp_path):
     make_store(tmp_path / "s.zarr", [3])
     with pytest.raises(StoreError, match="too few"):
         split_episodes(EpisodeStore.open(tmp_path / "s.zarr"), 0.1, 0)
+
+
+def test_a_smaller_share_of_episodes_is_part_of_a_larger_one_and_never_nothing():
+    episodes = list(range(3, 43))
+    shares = [share_of_episodes(episodes, share, 5) for share in (0.01, 0.05, 0.25, 0.5, 1.0)]
+    assert [len(each) for each in shares] == [1, 2, 10, 20, 40] and shares[-1] == episodes
+    assert all(set(small) < set(large) and small == sorted(small) for small, large in pairwise(shares))
+    assert share_of_episodes(episodes, 0.5, 6) != shares[3]
+    for share in (0.0, 1.1):
+        with pytest.raises(StoreError, match=r"must lie in \(0, 1\]"):
+            share_of_episodes(episodes, share, 0)

@@ -294,6 +294,43 @@ def test_members_may_share_a_normaliser(folder, tmp_path):
 # ------------------------------------------------------------------------------------------------------------ single data
 
 
+def test_a_store_may_be_two_members_few_episodes_with_actions_and_all_as_video(folder, tmp_path):
+    store_of(tmp_path / "arm.zarr", episodes=10)
+    twice = [{"name": name, "data": str(tmp_path / "arm.zarr")} for name in ("robot", "film")]
+    twice = [{**twice[0], "episodes": 0.3}, {**twice[1], "use_actions": False}]
+    robot, film = TrainingData(run_of(tmp_path / "run", mixture={"members": twice, "normaliser": "shared"})).datasets
+    assert len(robot.training) == 2 and set(robot.training) < set(film.training) and len(film.training) == 7
+    assert robot.held_out == film.held_out and film.action is None, "nothing that is held out is seen as video"
+    with pytest.raises(ConfigError, match=r"episodes of robot is a share of its training episodes, in \(0, 1\], got 0"):
+        run_of(tmp_path, mixture={"members": [{**twice[0], "episodes": 0.0}]})
+
+
+def test_training_drops_cameras_but_never_the_last_one_of_a_sample(tmp_path):
+    cameras = ("front", "side", "wrist")
+    streams = {name: StreamSpec((32, 32, 3), "uint8", 10, "video", optional=name == "wrist") for name in cameras}
+    streams |= {"action": StreamSpec((2,), "float32", 10, "action")}
+    with EpisodeStore.create(tmp_path / "s.zarr", streams, {"image_orientation": "upright", "image_size": 32}) as store:
+        for episode in range(2):  # the first has no wrist
+            lengths = {name: 0 if name == "wrist" and episode == 0 else 301 for name in cameras}
+            frames = {name: np.zeros((length, 32, 32, 3), np.uint8) for name, length in lengths.items()}
+            store.append({**frames, "action": np.zeros((300, 2), "f4")})
+    changes = {"validation": 0.0, "streams": {"cameras": list(cameras), "proprio": [], "action": "action"}}
+
+    def seen(dropout):
+        _, _, windows = prepared(run_of(tmp_path, data=str(tmp_path / "s.zarr"), camera_dropout=dropout, **changes))
+        present = windows.batch(np.arange(600), torch.Generator().manual_seed(0)).observation.present
+        return torch.stack([present[name] for name in cameras]).float()
+
+    kept = seen(1.0)
+    assert bool((kept.sum(0) == 1).all()) and not kept[2, :300].any(), "a camera that is not there is not the one that stays"
+    assert 80 < kept[0, 300:].sum() < 120 and 125 < kept[0, :300].sum() < 175, "the one that stays is any of them"
+    half = seen(0.5)
+    assert half.sum(0).min() == 1 and (half[:, 300:].sum(0) == 3).float().mean() == pytest.approx(1 / 8, abs=0.06)
+    assert bool((seen(0.0)[:, 300:] == 1).all())
+    with pytest.raises(ConfigError, match=r"are shares of the samples, in \[0, 1\], got 1.5 and 0.1"):
+        run_of(tmp_path, camera_dropout=1.5)
+
+
 def test_latents_that_do_not_fit_into_memory_are_encoded_afresh_and_are_the_same(folder):
     kept, fresh = (prepared(run_of(folder / "x", data=str(folder / "arm.zarr"), cache_gb=size))[2] for size in (1.0, 0.0))
     fresh.model = kept.model

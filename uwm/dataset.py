@@ -153,6 +153,7 @@ class Dataset:
         import uwm_data
 
         training, held_out = uwm_data.split_episodes(self.store, run.validation, run.train.seed)
+        training = uwm_data.share_of_episodes(training, self.member.episodes, run.train.seed)
         failed = []
         if run.only_success:
             # Where nobody noted it, a demonstration is taken for a success.

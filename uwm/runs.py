@@ -104,19 +104,26 @@ class StreamsConfig:
 
 @dataclass(frozen=True)
 class MemberConfig:
-    """One dataset of a mixture; `options` and `declare` as in `TrainRun`; `use_actions=false` makes it video without actions."""
+    """One dataset of a mixture; `options` and `declare` as in `TrainRun`; `use_actions=false` makes it video without actions.
+
+    `episodes`: the share of its training episodes that is used, in (0, 1], one at least, drawn from `train.seed`; a smaller share is part
+    of a larger one, and what is held out is the same for all. So one store may be two members: few episodes with actions, all as video.
+    """
 
     name: str
     data: str
     weight: float = 1.0
     streams: StreamsConfig = field(default_factory=StreamsConfig)
     use_actions: bool = True
+    episodes: float = 1.0
     options: dict[str, Any] | None = None
     declare: dict[str, Any] | None = None
 
     def __post_init__(self):
         if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
             raise ValueError(f"the name of a member has letters, digits, _ and - only, got {self.name!r}")
+        if not 0 < self.episodes <= 1:
+            raise ValueError(f"episodes of {self.name} is a share of its training episodes, in (0, 1], got {self.episodes:g}")
 
 
 @dataclass(frozen=True)
@@ -163,7 +170,8 @@ class TrainRun:
     the data's own where the card tells one, else 64. `cache_gb`: memory for frames and latents. `latents`: a folder that keeps the
     latents of training frames on disk, for later runs too; "" for memory. `init`: a checkpoint of the same model to begin with
     (finetuning): its averaged weights, normalisers and autoencoder. `distil`: begin with a teacher's, and learn to say in one call
-    where its path ends.
+    where its path ends. `camera_dropout`: the share of training samples that do without a camera, for each by itself, though a sample
+    keeps one at least; and the share that forgets an earlier observation. `instruction_dropout`: the share without an instruction.
     """
 
     data: str = "runs/lift.zarr"
@@ -190,6 +198,9 @@ class TrainRun:
     distil: DistilConfig = field(default_factory=DistilConfig)
 
     def __post_init__(self):
+        if not (0 <= self.camera_dropout <= 1 and 0 <= self.instruction_dropout <= 1):
+            got = f"{self.camera_dropout} and {self.instruction_dropout}"
+            raise ValueError(f"camera_dropout and instruction_dropout are shares of the samples, in [0, 1], got {got}")
         if self.init and self.distil.teacher:
             raise ValueError(f"a student begins with its teacher's weights, not with others: got init={self.init} and a distil.teacher")
 

@@ -29,7 +29,7 @@ _RATE_SLACK = 1e-6  # of one frame, as in `uwm_data.windows`
 class WindowConfig:
     """Ticks per second of the model; what is done to training frames; memory for latents of frames, or a folder for them.
 
-    `camera_dropout`, `instruction_dropout`: the share of training samples that do without.
+    `camera_dropout`, `instruction_dropout`: the share of training samples that do without; of its cameras a sample keeps one at least.
     """
 
     rate_hz: float
@@ -135,10 +135,18 @@ class ModelWindows:
         for camera, image in images.items():
             together = augment(image.flatten(1, 2), self.config.augment, generator)
             images[camera] = together.unflatten(1, image.shape[1:3])
-        for camera, image in images.items():
-            kept = (torch.rand(count, generator=generator) < 1 - self.config.camera_dropout)[:, None].expand(image.shape[:2])
-            present[camera] = kept & present.get(camera, kept)
-        return images, present
+        lots = {camera: torch.rand(count, generator=generator) for camera in images}
+        there = {camera: present.get(camera, torch.ones(image.shape[:2], dtype=torch.bool)) for camera, image in images.items()}
+        return images, {camera: kept[:, None] & there[camera] for camera, kept in self._kept(lots, there).items()}
+
+    def _kept(self, lots: dict[str, Tensor], there: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Which cameras training leaves in each sample (B,), by lots in [0, 1).
+
+        The last one that is there now always stays: an expert saw what it did, nobody acts blind (a session refuses to), and with many
+        cameras and a high dropout blind samples would be a good part of all.
+        """
+        nearest = torch.stack([lot.where(there[camera][:, 0], torch.inf) for camera, lot in lots.items()]).amin(0) if lots else None
+        return {camera: (lot < 1 - self.config.camera_dropout) | (lot == nearest) for camera, lot in lots.items()}
 
     def _feel(self, read, place: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Proprioception, joined from its streams, and where none of it is there; missing numbers are the mean ones."""

@@ -5,7 +5,7 @@ from uwm_data.copying import copy_store
 from uwm_data.errors import FormatError, StoreError
 from uwm_data.loader import Loader
 from uwm_data.mixture import Mixture
-from uwm_data.order import shuffled, split_episodes
+from uwm_data.order import share_of_episodes, shuffled, split_episodes
 from uwm_data.rates import ActionRates
 from uwm_data.statistics import statistics
 from uwm_data.store import EpisodeStore
@@ -29,6 +29,7 @@ __all__ = [
     "copy_store",
     "main_check",
     "repair",
+    "share_of_episodes",
     "shuffled",
     "split_episodes",
     "statistics",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 
 import numpy as np
@@ -27,8 +27,19 @@ def split_episodes(store: EpisodeStore, validation_fraction: float, seed: int) -
         if len(episodes) < 2:
             raise StoreError(f"{store.path} has {len(episodes)} usable episodes: too few to set one aside for validation")
         count = min(max(count, 1), len(episodes) - 1)
-    drawn = sorted(episodes, key=lambda index: blake2b(f"{seed}/{index}".encode(), digest_size=8).digest())
+    drawn = _drawn(episodes, seed)
     return sorted(drawn[count:]), sorted(drawn[:count])
+
+
+def share_of_episodes(episodes: Sequence[int], share: float, seed: int) -> list[int]:
+    """A share of some episodes, in (0, 1], sorted, one at least: the same for the same seed, a smaller share is part of a larger one."""
+    if not 0 < share <= 1:
+        raise StoreError(f"a share of episodes must lie in (0, 1], got {share}")
+    return sorted(_drawn(episodes, seed)[: max(1, round(share * len(episodes)))])
+
+
+def _drawn(episodes: Sequence[int], seed: int) -> list[int]:
+    return sorted(episodes, key=lambda index: blake2b(f"{seed}/{index}".encode(), digest_size=8).digest())
 
 
 def shuffled(count: int, batch_size: int, seed: int, start_step: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[np.ndarray]:

@@ -19,7 +19,9 @@ from uwm.core.config import ConfigError, unknown
 BENCHES = {
     "ar-diffusion": "uwm.bench.ar_diffusion_bench",
     "best-of": "uwm.bench.best_of_bench",
+    "cameras": "uwm.bench.cameras_bench",
     "control": "uwm.bench.control_bench",
+    "cotrain": "uwm.bench.cotrain_bench",
     "delay": "uwm.bench.delay_bench",
     "dynamics": "uwm.bench.dynamics_bench",
     "fvdm": "uwm.bench.fvdm_bench",
