@@ -15,6 +15,7 @@ from uwm.nn.robot_model import ModelConfig, RobotModel
 
 LIFT = (Path("runs/demo/model"), Path("runs/base/lift/model"))
 LIFT_DATA = Path("runs/bench/lift400.zarr")
+AT_ONCE = 8  # rollouts side by side, which share the calls of a policy
 UNIFIED = {"lift": (LIFT_DATA, 400), "can": (Path("runs/bench/can100.zarr"), 100)}  # world of configs: its episodes, and how many
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from uwm.bench import base
-from uwm.bench.delay_bench import AT_ONCE, Best, driven
+from uwm.bench.delay_bench import Best, driven
 from uwm.build import make_world
 from uwm.composing import compose
 from uwm.core.config import from_mapping
@@ -136,7 +136,7 @@ def _losses(task: Task, path: Path, arm: str) -> Iterator[tuple[str, float]]:
 def _driven(task: Task, model: RobotModel, name: str, overrides: tuple[str, ...], seeds: range) -> dict:
     """Rollouts of one policy: success with its interval, and what counts, episode by episode: the score where there is one."""
     run = from_mapping(EvalRun, compose("eval", [f"world={task.world}", *overrides]))
-    envs, policy = [Best(make_world(run.world)) for _ in seeds[:AT_ONCE]], Policy(model, run.policy)
+    envs, policy = [Best(make_world(run.world)) for _ in seeds[: base.AT_ONCE]], Policy(model, run.policy)
     results, best = driven(envs, policy, seeds)
     for env in envs:
         env.close()

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from uwm.bench import baselines, experiment
+from uwm.bench import base, baselines, experiment
 from uwm.bench.baselines import DRAWS, MODES, Task
 from uwm.bench.experiment import SEEDS, Found, gate, values
 from uwm.bench.gates import Gate
@@ -88,9 +88,11 @@ def measured(task: Task, arm: str, share: float, folder: str, seed: int) -> dict
     """Trains an arm, or goes on with its training; its success in closed loop, and its loss on episodes that it never saw."""
     path = train(run_of(task, arm, share, seed, Path(folder) / f"{arm.replace(' ', '-')}-{share:g}-{seed}"))
     run = from_mapping(EvalRun, compose("eval", [f"world={task.world}"]))
-    env, policy = make_world(run.world), Policy(load_model(path)[0], run.policy)
-    results = list(evaluation.rollouts(env, policy, range(FIRST_SEED, FIRST_SEED + task.rollouts), None, 0))
-    env.close()
+    seeds = range(FIRST_SEED, FIRST_SEED + task.rollouts)
+    envs, policy = [make_world(run.world) for _ in seeds[: base.AT_ONCE]], Policy(load_model(path)[0], run.policy)
+    results = list(evaluation.rollouts(envs, policy, seeds))
+    for env in envs:
+        env.close()
     return {**evaluation.summary(results), LOSS: loss(task, path)}
 
 

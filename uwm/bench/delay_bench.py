@@ -11,6 +11,7 @@ episodes, an hour on two cores. A quick run drives the toy world with random wei
 action), and success is not judged.
 """
 
+import itertools
 import math
 import multiprocessing
 from collections.abc import Sequence
@@ -58,7 +59,6 @@ PUSHT_MADE = ("--episodes", "2000", "--pushed-m", "0.02", "--workers", "2")
 PUSHT_STREAMS = StreamsConfig(cameras=(), proprio=("state",), action="action")
 GATED = ("committed", "naive")
 KEPT = Path("runs/bench/delay")
-AT_ONCE = 8  # rollouts without a delay that share the calls of a policy
 COMPARED, OUTLINE = 20, 5  # episodes of a kind that no gate looks at, and of a delay that none does
 FIRST_SEED = 50_000  # below the seeds of Push-T's data and above those of Lift's
 
@@ -240,12 +240,8 @@ def driven(
     envs: Sequence[Best], policy: Policy, seeds: Sequence[int], watched: bool = False
 ) -> tuple[list[evaluation.Rollout], list[float]]:
     """Rollouts without a delay, as many at once as there are envs, and the best reward of each."""
-    results, best = [], []
-    for first in range(0, len(seeds), len(envs)):
-        some = seeds[first : first + len(envs)]
-        results += evaluation.together(envs[: len(some)], policy, some, watched=watched)
-        best += [env.best for env in envs[: len(some)]]
-    return results, best
+    pairs = [(each, env.best) for each, env in zip(evaluation.rollouts(envs, policy, seeds, watched), itertools.cycle(envs), strict=False)]
+    return [each for each, _ in pairs], [best for _, best in pairs]
 
 
 def world(case: Case, model: RobotModel) -> Best:

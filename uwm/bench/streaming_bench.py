@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from uwm.bench import base, delay_bench, experiment, revision_bench
-from uwm.bench.delay_bench import AT_ONCE, FIRST_SEED, Case
+from uwm.bench.delay_bench import FIRST_SEED, Case
 from uwm.bench.gates import Gate
 from uwm.bench.runner import Result
 from uwm.bench.seams import seams, smoothness
@@ -133,7 +133,7 @@ def _told(case: Case, chosen: dict[str, tuple[Case, PolicyConfig]]) -> list:
 def measured(case: Case, policy: dict, seeds: list[int], _: int) -> dict:
     """Rollouts of one arm: success (and score) per seed, calls per action, how smooth the motion is at borders of chunks."""
     acting = _policy(case, PolicyConfig(**policy))
-    envs = [delay_bench.world(case, acting.model) for _ in seeds[: 1 if acting.config.revise else AT_ONCE]]
+    envs = [delay_bench.world(case, acting.model) for _ in seeds[: 1 if acting.config.revise else base.AT_ONCE]]
     switches = [place for place, name in enumerate(envs[0].unwrapped.card["action"]["names"]) if "gripper" in name]
     results, best = delay_bench.driven(envs, acting, seeds, watched=True)
     for env in envs:

@@ -144,10 +144,11 @@ def _moment(policy: Policy, memory: roll.Buffer, place: int, first: int, execute
     return Moment(first, future, ladder.actions(roll.levels(memory, ladder))[place].numpy(), executed)
 
 
-def rollouts(env: Any, policy: Policy, seeds: Sequence[int], camera: str | None, keep: int) -> Iterator[Rollout]:
-    """Rollouts over seeds; the first `keep` keep their frames."""
-    for index, seed in enumerate(seeds):
-        yield rollout(env, policy, seed, camera if index < keep else None)
+def rollouts(envs: Sequence[Any], policy: Policy, seeds: Sequence[int], watched: bool = False) -> Iterator[Rollout]:
+    """Rollouts in the order of their seeds, as many side by side as there are envs: the k-th of each round is in the k-th env."""
+    for first in range(0, len(seeds), len(envs)):
+        some = seeds[first : first + len(envs)]
+        yield from together(envs[: len(some)], policy, some, watched=watched)
 
 
 def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
