@@ -95,7 +95,7 @@ def add_adapter(model: RobotModel, checkpoint: str | Path, folder: str | Path) -
     mine = fingerprint(Path(checkpoint) / "average.safetensors")
     if told.get("revision") not in (None, mine):
         raise CheckpointError(
-            f"{folder} is an adapter of {told['base_model_name_or_path']} with weights {told['revision']}; those of {checkpoint} are {mine}"
+            f"{folder} is an adapter of {told.get('base_model_name_or_path')} with weights {told['revision']}; those of {checkpoint} are {mine}"
         )
     for name in ("normalise_action", "normalise_proprio"):  # of another robot, perhaps
         if (mean := tensors.get(f"{adapters.PREFIX}{name}.mean")) is not None:

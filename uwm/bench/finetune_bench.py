@@ -11,7 +11,7 @@
 Pretrained once on five tasks of robosuite and seven of Meta-World's ML10 (Yu et al. 2020), by their experts' demonstrations, each task an
 equal share, at its own rate and with its own normaliser, told its instruction. The new task is one of ML10's held-out ones. All arms have
 its same 10, 25 or 50 demonstrations, steps, batches, policy and episodes; three seeds of training. Data and models are made the first
-time, in about seven hours on two cores; a stopped bench goes on.
+time, in about ten hours on two cores; a stopped bench goes on.
 """
 
 import tempfile
@@ -88,7 +88,7 @@ ML10 = ("reach", "push", "pick-place", "door-open", "drawer-close", "button-pres
 FULL = Study(
     "runs/bench/finetune", (*ROBOSUITE, *map(metaworld, ML10)), metaworld("drawer-open"), 50, (10, 25, 50),
     ("model.language.kind=minilm", "model.video_frames=[8,16]"), ("train.steps=6000", "threads=0"), ("train.steps=1000",),
-    ("world.max_steps=250",),  # experts need about a hundred
+    ("world.max_steps=200",),  # experts need about a hundred
 )  # fmt: skip
 
 
