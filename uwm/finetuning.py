@@ -94,9 +94,8 @@ def add_adapter(model: RobotModel, checkpoint: str | Path, folder: str | Path) -
     told, tensors = adapters.describe(Path(folder))
     mine = fingerprint(Path(checkpoint) / "average.safetensors")
     if told.get("revision") not in (None, mine):
-        raise CheckpointError(
-            f"{folder} is an adapter of {told.get('base_model_name_or_path')} with weights {told['revision']}; those of {checkpoint} are {mine}"
-        )
+        of = f"{told.get('base_model_name_or_path')} with weights {told['revision']}"
+        raise CheckpointError(f"{folder} is an adapter of {of}; those of {checkpoint} are {mine}")
     for name in ("normalise_action", "normalise_proprio"):  # of another robot, perhaps
         if (mean := tensors.get(f"{adapters.PREFIX}{name}.mean")) is not None:
             setattr(model, name, Normaliser(len(mean), kind=getattr(model, name).kind))
