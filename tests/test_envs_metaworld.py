@@ -224,6 +224,14 @@ def test_things_are_where_an_upright_image_must_show_them(drawer, camera, turned
         assert shown_at(higher)[0] < shown_at(chest)[0], "what is higher in the world is higher in the picture"
 
 
+def test_views_like_robosuite_s_have_its_names_too():
+    env = uwm_envs.make("metaworld-reach", cameras=("agentview", "wrist"))
+    seen, world = env.reset(seed=0)[0], env.unwrapped
+    assert np.array_equal(seen["agentview"], world.frame("corner2")) and np.array_equal(seen["wrist"], world.frame("gripperPOV"))
+    assert world.card["cameras"] == ["agentview", "wrist"] and not np.array_equal(seen["agentview"], seen["wrist"])
+    env.close()
+
+
 def test_the_profiles_differ_and_the_fast_one_draws_no_shadows(drawer):
     quality = uwm_envs.make("metaworld-drawer-open", cameras=("corner2",), image_size=96, render="quality")
     drawn_well = quality.reset(seed=0)[0]["corner2"].astype(int)

@@ -17,14 +17,14 @@ FLOORS = {
     "sample": 2,
     "learn": 3, "fast": 3,
     "robot": 4, "media": 4,
-    "runs": 5, "dataset": 5, "windows": 5, "data": 5, "training": 5,
+    "runs": 5, "finetuning": 5, "dataset": 5, "windows": 5, "data": 5, "training": 5,
     "acting": 5, "brains": 5, "composing": 5, "control": 5, "robot_maker": 5, "serve": 5,
     "bench": 5, "build": 5, "convert": 5, "demo": 5, "examples": 5, "explain": 5, "fetch": 5, "filming": 5, "human": 5, "cli": 5,
     "__main__": 5,
 }  # fmt: skip
 # These may import each other, and the worlds and episodes by name.
-TOP = {"runs", "dataset", "windows", "data", "training", "bench", "build", "acting", "brains", "composing", "control", "robot_maker",
-       "convert", "demo", "explain", "fetch", "filming", "human", "serve", "cli", "__main__"}  # fmt: skip
+TOP = {"runs", "finetuning", "dataset", "windows", "data", "training", "bench", "build", "acting", "brains", "composing", "control",
+       "robot_maker", "convert", "demo", "explain", "fetch", "filming", "human", "serve", "cli", "__main__"}  # fmt: skip
 NOT_BELOW = {"fast": {"sample", "noise"}}  # floors allow it, the design does not: fast uses nn only
 EXTRAS = ("robosuite", "mujoco", "gymnasium", "cv2", "zarr", "numcodecs", "h5py", "pyarrow", "av", "hydra", "omegaconf", "wandb",
           "tqdm", "websockets", "msgpack", "matplotlib", "PIL", "scipy", "skimage", "jaxtyping", "pylibfranka", "cyclonedds", "rosbags",

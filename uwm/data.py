@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from uwm import finetuning
 from uwm.core import patterns
 from uwm.core.config import ConfigError
 from uwm.dataset import DEFAULT_SIDE, Dataset
@@ -30,10 +31,11 @@ class TrainingData:
     """The datasets of a run: one, or the members of its mixture. Raises ConfigError when they do not fit each other."""
 
     def __init__(self, run: TrainRun):
-        self.run, self.is_mixture = run, bool(run.mixture.members)
+        self.run, self.base = run, finetuning.base_of(run)
+        self.is_mixture = bool(run.mixture.members or (self.base and self.base.members))
         self.datasets = [Dataset(member, run) for member in members_of(run)]
         self.first = next((data for data in self.datasets if data.action), self.datasets[0])  # the one that a policy acts for
-        self.rate_hz = run.mixture.rate_hz or self.first.rate_hz
+        self.rate_hz = self.rate_of(self.first)
         is_shared = run.mixture.normaliser == "shared"
         acting = [data for data in self.datasets if data.action and is_shared]
         filmed = [data for data in self.datasets if data.cameras]
@@ -65,6 +67,11 @@ class TrainingData:
                     f"patterns that fit have {has}, as in patterns@train.objective.patterns={'video' if 'video' in kinds else 'actions'}"
                 )
 
+    def rate_of(self, data: Dataset) -> float:
+        """Ticks per second of the model on a dataset: the same on all, unless each has its own."""
+        told = self.run.mixture.rate_hz
+        return data.rate_hz if told == "own" else told or self.first.rate_hz
+
     @property
     def films(self) -> bool:
         """Whether the model learns video."""
@@ -89,7 +96,8 @@ class TrainingData:
         sizes = [(data.name, data.action_size, data.proprio_size) for data in self.datasets]
         members = tuple(Member(*each) for each in sizes) if self.is_mixture else ()
         action, proprio = (max(1, *(size[place] for size in sizes)) if len(sizes) > 1 else max(1, sizes[0][place]) for place in (1, 2))
-        return self.run.model.model(self.cameras, proprio, action, self.side, members)
+        own = self.run.model.model(self.cameras, proprio, action, self.side, members)
+        return finetuning.placed(own, self.base, self.run.init) if self.base and self.is_mixture else own
 
     @cached_property
     def statistics(self) -> dict[str, dict[str, dict]]:
@@ -120,7 +128,7 @@ class TrainingData:
 
     def _values(self, data: Dataset, name: str) -> Iterator[np.ndarray]:
         """Training frames of one stream, episode by episode."""
-        rates = rates_of(data, [0], self.rate_hz) if name == data.action else None
+        rates = rates_of(data, [0], self.rate_of(data)) if name == data.action else None
         for index in data.training:
             values = data.store.read(index, name)
             yield rates.episode(values) if rates and len(values) else values
@@ -142,7 +150,7 @@ class TrainingData:
             windows = uwm_data.Windows(data.store, {}, data.training, data.anchor)
             tasks = np.array([data.task(index) if config.by == "task" else "" for index in data.training])
             of_windows[data.name] = tasks[windows.locate(np.arange(len(windows)))[0]]
-        weights = (config.tasks or {}) if config.by == "task" else {member.name: member.weight for member in config.members}
+        weights = (config.tasks or {}) if config.by == "task" else {member.name: member.weight for member in members_of(self.run)}
         return uwm_data.Mixture(of_windows, config.by, weights, self.run.train.seed)
 
     def windows(self, model: RobotModel) -> ModelWindows | MixtureWindows:
@@ -153,12 +161,12 @@ class TrainingData:
 
     def windows_of(self, data: Dataset, model: RobotModel, episodes: list[int]) -> ModelWindows:
         """Windows of some episodes of one dataset."""
-        return ModelWindows(data, model, episodes, window_config(self.run, self.rate_hz), data.name if self.is_mixture else "")
+        return ModelWindows(data, model, episodes, window_config(self.run, self.rate_of(data)), data.name if self.is_mixture else "")
 
     def cards(self) -> dict[str, dict]:
         """{dataset: what a checkpoint tells of it}."""
         statistics = self.statistics
-        return {data.name: {**data.about(self.side, self.rate_hz), "statistics": statistics[data.name]} for data in self.datasets}
+        return {data.name: {**data.about(self.side, self.rate_of(data)), "statistics": statistics[data.name]} for data in self.datasets}
 
 
 def _refuse_disagreement(group: list[Dataset], fields: tuple[str, ...], reason: str) -> None:

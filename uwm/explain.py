@@ -72,7 +72,8 @@ def _data(data: TrainingData) -> str:
         cameras = ", ".join(ours if ours == theirs else f"{ours} ({theirs})" for ours, theirs in each.cameras.items())
         sizes = (len(each.training), f"{each.rate_hz:g}", each.action_size or "none", each.proprio_size or "none")
         rows.append((name, task, f"{100 * share:.1f} %", *sizes, cameras))
-    return _columns(rows, (2, 3, 4, 5, 6)) + f"\nthe model ticks at {data.rate_hz:g} Hz and sees {data.side} x {data.side} pixels"
+    rate = "each dataset's rate" if data.run.mixture.rate_hz == "own" else f"{data.rate_hz:g} Hz"
+    return _columns(rows, (2, 3, 4, 5, 6)) + f"\nthe model ticks at {rate} and sees {data.side} x {data.side} pixels"
 
 
 def _streams(model: RobotModel) -> str:

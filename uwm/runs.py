@@ -7,6 +7,7 @@ from typing import Any, Literal
 from uwm.core.config import unknown
 from uwm.learn.augment import AugmentConfig
 from uwm.learn.autoencode import AutoencodeConfig
+from uwm.learn.finetune import AdaptConfig
 from uwm.learn.loop import TrainConfig
 from uwm.nn import pretrained
 from uwm.nn.autoencoder import AutoencoderConfig
@@ -131,14 +132,14 @@ class MixtureConfig:
     """Several datasets for one model.
 
     `by`: dataset (weights of members), task (every task the same, or as in `tasks`), balanced, proportional (to windows);
-    `rate_hz`: ticks of the model, null for those of the first member with actions; `normaliser`: "member", each its own, or
-    "shared" by members whose action conventions agree.
+    `rate_hz`: ticks of the model, null for those of the first member with actions, "own" for each member's own, as where each robot acts
+    at its rate; `normaliser`: "member", each its own, or "shared" by members whose action conventions agree.
     """
 
     members: tuple[MemberConfig, ...] = ()
     by: str = "dataset"
     tasks: dict[str, float] | None = None
-    rate_hz: float | None = None
+    rate_hz: float | Literal["own"] | None = None
     normaliser: str = "member"
 
     def __post_init__(self):
@@ -147,7 +148,7 @@ class MixtureConfig:
             raise ValueError(f"members of a mixture need different names, got {names}")
         if self.normaliser not in ("member", "shared"):
             raise ValueError(f"normaliser must be 'member' or 'shared', got {self.normaliser!r}")
-        if self.rate_hz is not None and not self.rate_hz > 0:
+        if self.rate_hz not in (None, "own") and not self.rate_hz > 0:
             raise ValueError(f"rate_hz must be positive, got {self.rate_hz}")
 
 
@@ -168,10 +169,11 @@ class TrainRun:
     leaves unknown, e.g. {image_orientation: upright, action: {mode: delta}}. `only_success`: failed episodes are left out;
     `failures_teach`: they teach what follows from actions, under the patterns that imitate none. `image_size`: pixels a side, null for
     the data's own where the card tells one, else 64. `cache_gb`: memory for frames and latents. `latents`: a folder that keeps the
-    latents of training frames on disk, for later runs too; "" for memory. `init`: a checkpoint of the same model to begin with
-    (finetuning): its averaged weights, normalisers and autoencoder. `distil`: begin with a teacher's, and learn to say in one call
-    where its path ends. `camera_dropout`: the share of training samples that do without a camera, for each by itself, though a sample
-    keeps one at least; and the share that forgets an earlier observation. `instruction_dropout`: the share without an instruction.
+    latents of training frames on disk, for later runs too; "" for memory. `init`: a checkpoint to begin with (finetuning), of the same
+    model or with room for the data (`uwm.finetuning`): its averaged weights, normalisers and autoencoder; `adapt`: which of them learn
+    on. `distil`: begin with a teacher's, and learn to say in one call where its path ends. `camera_dropout`: the share of training samples
+    that do without a camera, for each by itself, though a sample keeps one at least; and the share that forgets an earlier observation.
+    `instruction_dropout`: the share without an instruction.
     """
 
     data: str = "runs/lift.zarr"
@@ -195,6 +197,7 @@ class TrainRun:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     init: str = ""
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
     distil: DistilConfig = field(default_factory=DistilConfig)
 
     def __post_init__(self):
@@ -203,6 +206,8 @@ class TrainRun:
             raise ValueError(f"camera_dropout and instruction_dropout are shares of the samples, in [0, 1], got {got}")
         if self.init and self.distil.teacher:
             raise ValueError(f"a student begins with its teacher's weights, not with others: got init={self.init} and a distil.teacher")
+        if self.adapt.kind != "full" and not self.init:
+            raise ValueError(f"adapt.kind={self.adapt.kind} fixes what was learned before: set init to the checkpoint to begin with")
 
 
 @dataclass(frozen=True)

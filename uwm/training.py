@@ -12,18 +12,20 @@ from pathlib import Path
 import torch
 from torch import Generator
 
+from uwm import finetuning
 from uwm.core.config import ConfigError, from_mapping, to_mapping
 from uwm.data import ONLY, TrainingData, members_of, window_config
 from uwm.dataset import Dataset
 from uwm.learn import checkpoint as checkpoints
-from uwm.learn import consistency, precision, style
+from uwm.learn import consistency, finetune, precision, style
 from uwm.learn.autoencode import measure_spread, train_autoencoder
 from uwm.learn.logs import Log
 from uwm.learn.loop import TrainState, generator_at, restore
 from uwm.learn.loop import train as run_training
 from uwm.learn.objective import Batch
 from uwm.nn import eyes, trunks
-from uwm.nn.robot_model import ModelConfig, RobotModel
+from uwm.nn.adapters import Adapter
+from uwm.nn.robot_model import RobotModel
 from uwm.runs import TrainRun
 from uwm.windows import MixtureWindows, ModelWindows
 
@@ -44,18 +46,18 @@ def train(run: TrainRun) -> Path:
         torch.set_num_threads(run.threads)
     torch.manual_seed(run.train.seed)
     model = trunks.make(data.model_config())
-    teacher = _alike(run.distil.teacher, "distil.teacher", model)
-    known = teacher or _alike(run.init, "init", model)
-    state = TrainState.fresh(model, run.train)
+    teacher, known = (_alike(run.distil.teacher, "distil.teacher", model), _alike(run.init, "init", model, data.is_mixture))
     with Log(Path(run.out), run.logger, to_mapping(run), resume=about is not None) as log:
         if about is None:
-            _prepare(model, data, log, known)
-            state = TrainState.fresh(model, run.train)
-        else:
+            _prepare(model, data, log, teacher or known)
+        adapter = finetune.begin(model, run.adapt)
+        state = TrainState.fresh(model, run.train)
+        if about is not None:
             print(f"train: resuming {out} at step {about['step']}")
-            restore(model, state, checkpoints.load(out, for_training=True))
+            saved = checkpoints.load(out, for_training=True)
+            restore(model, state, finetune.unmerged(adapter, saved, out) if adapter else saved)
         windows = data.windows(model)
-        save = partial(_save, out, data, model, windows)
+        save = partial(_save, out, data, model, adapter, windows)
         log.begin("train", run.train.steps, state.step)
         run_training(model, state, _batches(windows, run, state.step), run.train, log.step, save, _loss(run, model, teacher))
     return out
@@ -68,24 +70,19 @@ def _loss(run: TrainRun, model: RobotModel, teacher: RobotModel | None) -> Calla
     return style.loss(run.train.objective) if model.config.trunk == "act" else None
 
 
-def _alike(checkpoint: str, setting: str, model: RobotModel) -> RobotModel | None:
-    """The model of a checkpoint that a setting names, which must be of the same config; None for ""."""
-    if not checkpoint:
-        return None
-    found, _ = load_model(checkpoint)
-    mine, its = (to_mapping(each.config) for each in (model, found))
-    if differing := [name for name in mine if mine[name] != its[name]]:
-        told = "; ".join(f"{name} is {its[name]} there and {mine[name]} here" for name in differing)
-        raise ConfigError(f"{setting}={checkpoint} is another model: {told}")
-    return found
+def _alike(checkpoint: str, setting: str, model: RobotModel, other_members: bool = False) -> RobotModel | None:
+    """The model of a checkpoint that a setting names, which must be of the same config, perhaps of other members; None for ""."""
+    return finetuning.alike(load_model(checkpoint)[0], model, f"{setting}={checkpoint}", other_members) if checkpoint else None
 
 
 def _prepare(model: RobotModel, data: TrainingData, log: Log, known: RobotModel | None) -> None:
     """Normalisers from statistics, then the autoencoder's own training; or all that another model knows."""
-    if known:
+    if known and not data.is_mixture:
         model.load_state_dict(known.state_dict())
         return
-    _fit(model, data)
+    _fit(model, data, finetuning.take_over(model, known) if known else None)
+    if known:
+        return
     eyes.begin(model.see, model.config.eyes)
     if not data.films:
         return
@@ -100,9 +97,11 @@ def _prepare(model: RobotModel, data: TrainingData, log: Log, known: RobotModel 
     )  # fmt: skip
 
 
-def _fit(model: RobotModel, data: TrainingData) -> None:
+def _fit(model: RobotModel, data: TrainingData, names: list[str] | None = None) -> None:
+    """Normalisers of these datasets, by default of all."""
     members = {each.name: own for each, own in zip(model.config.members, model.members, strict=True)}
-    for name, found in data.statistics.items():
+    for name in data.statistics if names is None else names:
+        found = data.statistics[name]
         targets = (members[name].action, members[name].proprio) if members else (model.normalise_action, model.normalise_proprio)
         for kind, normaliser in zip(("action", "proprio"), targets, strict=True):
             if kind in found:
@@ -135,15 +134,15 @@ def _unfinished(out: Path, run: TrainRun, data: TrainingData) -> dict | None:
     before = _member_cards(about["card"])
     for each in data.datasets:
         known = before.get(each.name, {})
-        how = _differences(known, each.about(data.side, data.rate_hz), str(out), str(each.path))
+        how = _differences(known, each.about(data.side, data.rate_of(each)), str(out), str(each.path))
         if how or known.get("data_checksum") != each.store.checksum_of(each.training):
             raise ConfigError(
                 f"{out} was trained on other data than {each.path}{f' ({how})' if how else ''}: choose another `out`, or remove that folder"
             )
     # Settings that an older version did not know are at their defaults.
     then, now = (_without_places(to_mapping(each)) for each in (from_mapping(TrainRun, about["config"], str(out)), run))
-    kept = ("model", "init", "distil", "augment", "autoencoder", "train", "streams", "declare", "mixture", "image_size", "camera_dropout",
-            "instruction_dropout")  # fmt: skip
+    kept = ("model", "init", "adapt", "distil", "augment", "autoencoder", "train", "streams", "declare", "mixture", "image_size",
+            "camera_dropout", "instruction_dropout")  # fmt: skip
     changed = [key for key in kept if then[key] != now[key]]
     if changed == ["train"] and about["step"] == then["train"]["steps"] and now["train"] == _longer(then["train"], run.train.steps):
         return about
@@ -178,38 +177,41 @@ def _member_cards(card: dict) -> dict[str, dict]:
     return card.get("members") or {ONLY: card}
 
 
-def _save(out: Path, data: TrainingData, model: RobotModel, windows: ModelWindows | MixtureWindows, state: TrainState) -> None:
-    run, members = data.run, data.cards()
+def _save(
+    out: Path, data: TrainingData, model: RobotModel, adapter: Adapter | None, windows: ModelWindows | MixtureWindows, state: TrainState
+) -> None:
+    run, members, average = data.run, data.cards(), state.average.weights
     card = {**members[data.first.name], "episodes_held_out": data.first.held_out, "model": to_mapping(model.config)}
     card |= {"split_seed": run.train.seed, "validation": run.validation, "normalise": to_mapping(run.model.normalise)}
     if isinstance(windows, MixtureWindows):
         drawn = windows.mixture.record(state.step, run.train.batch)
         acting = sum(pool["samples"] for pool in drawn if members[pool["dataset"]]["acts"]) / max(1, state.step * run.train.batch)
         card |= {"members": members, "drawn": {"steps": state.step, "by": run.mixture.by, "share_with_actions": acting, "pools": drawn}}
-    saved = checkpoints.Checkpoint(
-        state.step, to_mapping(run), card, model.state_dict(), state.average.weights, state.optimiser.tensors()
-    )  # fmt: skip
-    checkpoints.save(out, saved)
+    acts = adapter.merged(average) if adapter else average
+    saved = checkpoints.Checkpoint(state.step, to_mapping(run), card, model.state_dict(), acts, state.optimiser.tensors())
+    beside = partial(finetuning.save_adapter, adapter=adapter, average=average, base=run.init) if adapter else None
+    checkpoints.save(out, saved, beside)
 
 
 # ---------------------------------------------------------------------------------------------------- checkpoints as models
 
 
-def load_model(path: str | Path, member: str = "") -> tuple[RobotModel, dict]:
+def load_model(path: str | Path, member: str = "", adapter: str | Path = "") -> tuple[RobotModel, dict]:
     """A checkpoint's averaged weights, ready to act, and its card. Needs the core packages only.
 
-    `member`: whose robot of a mixture it acts for, by default that of the first member with actions.
+    `member`: whose robot of a mixture it acts for, by default that of the first member with actions. `adapter`: a folder with peft's
+    files of an adapter that was trained from this checkpoint, to merge in.
     """
     saved = checkpoints.load(Path(path))
-    if saved.card.get("kind") == "clips":
-        raise checkpoints.CheckpointError(f"{path} is a model of clips: `uwm media` takes it")
-    model = trunks.make(from_mapping(ModelConfig, saved.card["model"], f"{path}: model"))
+    model = trunks.make(finetuning.config_of(path, saved.card))
     model.load_state_dict(saved.average)
     model.act_as(member)
     own = saved.card.get("members", {}).get(member or model.config.acting, {})
     card = {**saved.card, **own}
     if own:
         card["episodes_held_out"] = own["split"]["held_out"]
+    if adapter:
+        finetuning.add_adapter(model, path, adapter)
     return model.eval(), {**card, "step": saved.step, "config": saved.config}
 
 

@@ -38,6 +38,7 @@ PROPRIO_NAMES = ("hand_x", "hand_y", "hand_z", "gripper_opening")
 PROPRIO_UNITS = ("m (world)", "m (world)", "m (world)", "0.1 m, 0 closed, 1 open")
 _PROPRIO_HIGH = np.array([2.0, 2.0, 2.0, 1.0], dtype=np.float32)
 _PROPRIO_LOW = np.array([-2.0, -2.0, -2.0, 0.0], dtype=np.float32)
+_CAMERAS = {"agentview": "corner2", "wrist": "gripperPOV"}  # what our other worlds call a view like that: one model sees both
 _PLACED = ("body_pos", "body_quat", "site_pos", "geom_pos", "geom_quat")  # of the model: tasks move these at a reset
 _PLAIN = (bool, int, float, str, tuple, list, dict, np.ndarray, np.generic, type(None))
 
@@ -113,6 +114,7 @@ class MetaWorld(gymnasium.Env):
         """One frame of any camera of the scene, listed in `cameras` or not: uint8 (image_size, image_size, 3), upright."""
         if self._renderer is None:
             self._renderer = CameraRenderer(self.model, self._image_size, self._profile, hidden_groups=())
+        camera = _CAMERAS.get(camera, camera)
         frame = self._renderer.draw(self.data, camera)
         return np.ascontiguousarray(frame[::-1, ::-1]) if camera in self._upside_down else frame
 
@@ -195,8 +197,8 @@ class MetaWorld(gymnasium.Env):
     def _check_cameras(self) -> None:
         known = [self.model.camera(number).name for number in range(self.model.ncam)]
         for camera in self.cameras:
-            if camera not in known:
-                raise ValueError(f"no camera {camera!r} in Meta-World: expected one of {', '.join(known)}")
+            if _CAMERAS.get(camera, camera) not in known:
+                raise ValueError(f"no camera {camera!r} in Meta-World: expected one of {', '.join([*_CAMERAS, *known])}")
 
     def _cameras_upside_down(self) -> set[str]:
         """Cameras that hang with their top side down: what is high in the world must be high in the picture.

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-NEED_TORCH = ("lerobot-0.4.4", "lerobot-0.3.3", "robomimic-0.3.0", "video")
+NEED_TORCH = ("lerobot-0.4.4", "lerobot-0.3.3", "robomimic-0.3.0", "video", "peft")
 FREE_GB = 2.0  # the largest is 1.4 GB; torch is one copy for all of them where uv can link
 
 LAUNCHER = """#!/bin/sh

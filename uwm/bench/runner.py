@@ -24,6 +24,7 @@ BENCHES = {
     "cotrain": "uwm.bench.cotrain_bench",
     "delay": "uwm.bench.delay_bench",
     "dynamics": "uwm.bench.dynamics_bench",
+    "finetune": "uwm.bench.finetune_bench",
     "fvdm": "uwm.bench.fvdm_bench",
     "goal-image": "uwm.bench.goal_image_bench",
     "language": "uwm.bench.language_bench",

@@ -6,6 +6,7 @@ runs/lift/model/
                          split, statistics; of a mixture also each member's own card and what was drawn of it
   model.safetensors      weights as trained          average.safetensors   their moving average, which acts
   optimiser.safetensors  what resuming needs besides
+  adapter_config.json, adapter_model.safetensors   of finetuning with an adapter, which is merged into average.safetensors: peft's files
 ```
 
 A new checkpoint is written beside the old one and takes its place by renaming: a crash leaves one of them whole.
@@ -14,7 +15,7 @@ A new checkpoint is written beside the old one and takes its place by renaming: 
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,8 @@ class Checkpoint:
     optimiser: dict[str, Tensor]
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes the folder in one move: `path` holds the old checkpoint or the new one, never a mixture."""
+def save(path: Path, checkpoint: Checkpoint, beside: Callable[[Path], None] | None = None) -> None:
+    """Writes the folder in one move: `path` holds the old checkpoint or the new one, never a mixture. `beside` adds files of its own."""
     path = Path(path)
     fresh, old = path.with_name(path.name + ".new"), path.with_name(path.name + ".old")
     for leftover in (fresh, old):
@@ -57,6 +58,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         save_file(_plain(checkpoint.optimiser), fresh / "optimiser.safetensors")
     about = {"format": FORMAT, "step": checkpoint.step, "config": checkpoint.config, "card": checkpoint.card}
     (fresh / "checkpoint.json").write_text(json.dumps(about, indent=1))
+    if beside:
+        beside(fresh)
     if path.exists():
         os.replace(path, old)
     os.replace(fresh, path)

@@ -6,11 +6,13 @@ x ---- linear (frozen) ------------------------ + ---> y        strength 0: y is
 ```
 
 An adapter is a module of its own that listens to the model's linear layers: the model's state dict does not change. It is saved as
-peft saves one: `adapter_model.safetensors` with `base_model.model.NAME.lora_A.weight` and `adapter_config.json`.
+peft saves one: `adapter_model.safetensors` with `base_model.model.NAME.lora_A.weight` and `adapter_config.json`. Modules of the model
+that learn beside it stand there whole, under `base_model.model.NAME` (peft's `modules_to_save`).
 """
 
 import json
 import math
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +21,8 @@ from torch import Tensor, nn
 
 PREFIX = "base_model.model."
 BLOCKS = ".blocks."  # what is adapted unless told: the linear layers of the transformer's blocks
+PLACE = "adapter"  # the name of an adapter that is a module of its model, so that both learn as one
+PLAIN = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "layer_replication")  # of peft's: not read here
 
 
 class Low(nn.Module):
@@ -36,15 +40,18 @@ class Low(nn.Module):
 
 
 class Adapter(nn.Module):
-    """Adapters of rank `rank` beside the linear layers of `model` whose names hold `where`; `strength` may change at any time.
+    """Adapters of rank `rank` beside linear layers of `model`: those whose names hold `where`, or are in it if it is no text.
 
-    What is added is strength * alpha / rank * up(down(x)); `alpha` is the rank unless told. The model's own parameters are frozen
-    until `remove`. ValueError for a rank below 1 or above a layer's width, and when no layer has such a name.
+    What is added is strength * alpha / rank * up(down(x)); `strength` may change at any time, `alpha` is the rank unless told. The
+    model's own parameters are frozen until `remove`, but for those of the modules named in `keep`, which learn beside the adapter and are
+    saved with it. ValueError for a rank below 1 or above a layer's width, and when no layer has such a name.
     """
 
-    def __init__(self, model: nn.Module, rank: int, alpha: float | None = None, where: str = BLOCKS):
+    def __init__(
+        self, model: nn.Module, rank: int, alpha: float | None = None, where: str | Collection[str] = BLOCKS, keep: Sequence[str] = ()
+    ):
         super().__init__()
-        layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and where in f".{name}."}
+        layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and _is_meant(name, where)}
         if not layers:
             raise ValueError(f"no linear layer has {where!r} in its name")
         narrow = {name: min(layer.in_features, layer.out_features) for name, layer in layers.items()}
@@ -54,14 +61,12 @@ class Adapter(nn.Module):
         taken = [name for name, layer in layers.items() if layer._forward_hooks]
         if taken:
             raise ValueError(f"{taken[0]} has an adapter already: remove it or merge it first")
-        self.rank, self.alpha, self.where, self.strength = rank, float(rank if alpha is None else alpha), where, 1.0
+        self.rank, self.alpha, self.keep, self.strength = rank, float(rank if alpha is None else alpha), tuple(keep), 1.0
         self.low = nn.ModuleDict({name.replace(".", "/"): Low(layer, rank) for name, layer in layers.items()})
         # In a list, so that the model is no part of this module.
         self._model, self._layers = [model], layers
         self._hooks = [layer.register_forward_hook(self._hook(self.low[name.replace(".", "/")])) for name, layer in layers.items()]
-        self._frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        for parameter in self._frozen:
-            parameter.requires_grad_(False)
+        self._frozen = freeze(model, keep)
 
     def _hook(self, low: Low):
         def add(layer: nn.Linear, inputs: tuple, out: Tensor) -> Tensor | None:
@@ -75,7 +80,7 @@ class Adapter(nn.Module):
         return bool(self._hooks)
 
     def remove(self) -> None:
-        """The model as it was before."""
+        """The model as it was before, but for what modules in `keep` have learned."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -100,42 +105,94 @@ class Adapter(nn.Module):
             found[name] = float(self.strength * self.alpha / self.rank * (low.up @ low.down).detach().norm() / layer.weight.norm())
         return found
 
-    def save(self, folder: Path) -> None:
-        """Writes the folder that peft would write."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {}
+    # ---- as a module of its model, and in peft's files ---------------------------------------------------------
+
+    @property
+    def names(self) -> dict[str, str]:
+        """{peft's name of a tensor: its name in the state dict of the model whose module `adapter` this is}."""
+        low = {
+            f"{PREFIX}{name}.lora_{letter}.weight": f"{PLACE}.low.{name.replace('.', '/')}.{part}"
+            for name in self._layers
+            for letter, part in (("A", "down"), ("B", "up"))
+        }
+        kept = tuple(f"{name}." for name in self.keep)
+        return low | {f"{PREFIX}{name}": name for name in self._model[0].state_dict() if kept and name.startswith(kept)}
+
+    def state(self) -> dict[str, Tensor]:
+        """The state dict of the model with this adapter as its module `adapter`."""
+        return {**self._model[0].state_dict(), **{f"{PLACE}.{name}": value for name, value in self.state_dict().items()}}
+
+    @torch.no_grad()
+    def merged(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state dict of the model alone that acts as one with this adapter as its module `adapter` and this state, at strength 1."""
+        own = {name: value for name, value in state.items() if not name.startswith(f"{PLACE}.")}
         for name in self._layers:
-            low = self.low[name.replace(".", "/")]
-            tensors[f"{PREFIX}{name}.lora_A.weight"] = low.down.detach().contiguous()
-            tensors[f"{PREFIX}{name}.lora_B.weight"] = low.up.detach().contiguous()
-        save_file(tensors, folder / "adapter_model.safetensors")
-        told = {"peft_type": "LORA", "r": self.rank, "lora_alpha": self.alpha, "target_modules": sorted(self._layers),
-                "bias": "none", "lora_dropout": 0.0, "task_type": None, "uwm_where": self.where}  # fmt: skip
+            down, up = (state[f"{PLACE}.low.{name.replace('.', '/')}.{part}"] for part in ("down", "up"))
+            own[f"{name}.weight"] = own[f"{name}.weight"] + self.alpha / self.rank * (up @ down)
+        return own
+
+    def save(self, folder: Path, state: Mapping[str, Tensor] | None = None, base: str = "", revision: str = "") -> None:
+        """Writes the files that peft would write, from `state` (by default as it is now), into a folder that may hold more.
+
+        `base`, `revision`: where the weights are that it belongs to, and which.
+        """
+        folder, state = Path(folder), state or self.state()
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: state[own].detach().contiguous() for name, own in self.names.items()}, folder / "adapter_model.safetensors")
+        told = {"peft_type": "LORA", "task_type": None, "base_model_name_or_path": base or None, "revision": revision or None,
+                "inference_mode": True, "r": self.rank, "lora_alpha": self.alpha, "lora_dropout": 0.0, "bias": "none",
+                "target_modules": sorted(self._layers), "modules_to_save": list(self.keep) or None}  # fmt: skip
         (folder / "adapter_config.json").write_text(json.dumps(told, indent=1))
 
 
-def load(model: nn.Module, folder: Path) -> Adapter:
-    """The adapter of a folder, beside `model`. ValueError when it is of another model, naming what differs."""
+def freeze(model: nn.Module, keep: Sequence[str] = ()) -> list[nn.Parameter]:
+    """Fixes all parameters but those of the modules named in `keep`; returns those that were not fixed before."""
+    kept = {id(parameter) for name in keep for parameter in model.get_submodule(name).parameters()}
+    found = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in kept]
+    for parameter in found:
+        parameter.requires_grad_(False)
+    return found
+
+
+def _is_meant(name: str, where: str | Collection[str]) -> bool:
+    return where in f".{name}." if isinstance(where, str) else name in where
+
+
+def describe(folder: Path) -> tuple[dict, dict[str, Tensor]]:
+    """What stands in an adapter's two files. ValueError where there is none, or one that needs more than two thin matrices a layer."""
     folder = Path(folder)
     try:
         told = json.loads((folder / "adapter_config.json").read_text())
         tensors = load_file(folder / "adapter_model.safetensors")
     except FileNotFoundError as error:
         raise ValueError(f"{folder} is no adapter: {error}") from error
-    adapter = Adapter(model, told["r"], told["lora_alpha"], told.get("uwm_where", BLOCKS))
+    wrong = [name for name in PLAIN if told.get(name)] + (["bias"] if told.get("bias", "none") != "none" else [])
+    if told.get("peft_type") != "LORA" or wrong:
+        raise ValueError(f"{folder} is a {told.get('peft_type')} with {wrong or 'no settings'}; plain LORA is read")
+    return told, tensors
+
+
+def load(model: nn.Module, folder: Path) -> Adapter:
+    """The adapter of a folder, beside `model`. ValueError when it is of another model, naming what differs."""
+    told, tensors = describe(folder)
+    linear = {name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    layers = {name.removeprefix(PREFIX).removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")}
+    keep = tuple(told.get("modules_to_save") or ())
+    foreign = sorted(layers - linear) + [name for name in keep if name not in dict(model.named_modules())]
+    if foreign or not layers:
+        raise ValueError(f"{folder} is an adapter of another model: it differs in {foreign[0] if foreign else 'all layers'}")
+    adapter = Adapter(model, told["r"], told["lora_alpha"], layers, keep)
     try:
-        mine = {f"{PREFIX}{name}.lora_{letter}.weight" for name in adapter._layers for letter in "AB"}
-        if mine != set(tensors):
-            raise ValueError(f"{folder} is an adapter of another model: it differs in {sorted(mine ^ set(tensors))[0]}")
-        for name in adapter._layers:
-            low = adapter.low[name.replace(".", "/")]
-            for letter, parameter in (("A", low.down), ("B", low.up)):
-                value = tensors[f"{PREFIX}{name}.lora_{letter}.weight"]
-                if value.shape != parameter.shape:
-                    raise ValueError(f"{folder}: {name} has {tuple(value.shape)} where {tuple(parameter.shape)} is expected")
-                parameter.data.copy_(value)
+        names, state = adapter.names, adapter.state()
+        if set(names) != set(tensors):
+            raise ValueError(f"{folder} is an adapter of another model: it differs in {sorted(set(names) ^ set(tensors))[0]}")
+        for name, own in names.items():
+            if tensors[name].shape != state[own].shape:
+                where = name.removeprefix(PREFIX)
+                raise ValueError(f"{folder}: {where} has {tuple(tensors[name].shape)} where {tuple(state[own].shape)} is expected")
     except ValueError:
         adapter.remove()
         raise
+    for name, own in names.items():
+        state[own].copy_(tensors[name])  # tensors of a state dict share memory with the parameters
     return adapter
