@@ -1,10 +1,13 @@
 """Models that several benches measure: trained once, by the commands that a user would type, or of random weights."""
 
+import contextlib
 import hashlib
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import gymnasium
 import torch
 
 from uwm.learn.checkpoint import CheckpointError
@@ -12,6 +15,8 @@ from uwm.nn import trunks
 from uwm.nn.autoencoder import AutoencoderConfig
 from uwm.nn.backbone import BackboneConfig
 from uwm.nn.robot_model import ModelConfig, RobotModel
+from uwm.robot import evaluate as evaluation
+from uwm.robot.policy import Policy
 
 LIFT = (Path("runs/demo/model"), Path("runs/base/lift/model"))
 LIFT_DATA = Path("runs/bench/lift400.zarr")
@@ -44,6 +49,15 @@ def unified(world: str) -> Path:
 def weights_of(checkpoint: str | Path) -> str:
     """A checksum of the averaged weights in a checkpoint's folder: what figures of a policy depend on."""
     return hashlib.sha256((Path(checkpoint) / "average.safetensors").read_bytes()).hexdigest()
+
+
+def rolled_out(
+    make: Callable[[], gymnasium.Env], policy: Policy, seeds: Sequence[int], watched: bool = False, at_once: int = AT_ONCE
+) -> list[evaluation.Rollout]:
+    """Rollouts without a delay, side by side in worlds that `make` makes."""
+    with contextlib.ExitStack() as stack:
+        envs = [stack.enter_context(contextlib.closing(make())) for _ in seeds[:at_once]]
+        return list(evaluation.rollouts(envs, policy, seeds, watched))
 
 
 def random_model(cameras: tuple[str, ...], image_size: int, proprio_size: int = 2, **sizes) -> RobotModel:

@@ -10,13 +10,13 @@ All arms imitate what the expert wished for. Figures of an arm depend on this fi
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from uwm.bench import base
-from uwm.bench.delay_bench import Best, driven
 from uwm.build import make_world
 from uwm.composing import compose
 from uwm.core.config import from_mapping
@@ -136,11 +136,8 @@ def _losses(task: Task, path: Path, arm: str) -> Iterator[tuple[str, float]]:
 def _driven(task: Task, model: RobotModel, name: str, overrides: tuple[str, ...], seeds: range) -> dict:
     """Rollouts of one policy: success with its interval, and what counts, episode by episode: the score where there is one."""
     run = from_mapping(EvalRun, compose("eval", [f"world={task.world}", *overrides]))
-    envs, policy = [Best(make_world(run.world)) for _ in seeds[: base.AT_ONCE]], Policy(model, run.policy)
-    results, best = driven(envs, policy, seeds)
-    for env in envs:
-        env.close()
-    outcomes = [min(each / task.full, 1.0) if task.full else float(r.success) for each, r in zip(best, results, strict=True)]
+    results = base.rolled_out(partial(make_world, run.world), Policy(model, run.policy), seeds)
+    outcomes = [min(each.best / task.full, 1.0) if task.full else float(each.success) for each in results]
     told = evaluation.summary(results)
     return {
         f"{name}success": told["success"], f"{name}interval": told["interval"], f"{name}calls_per_action": told["calls_per_action"],

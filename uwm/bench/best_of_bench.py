@@ -51,13 +51,12 @@ def measured(case: Case, samples: int, shuffled: bool, seeds: list[int], _: int)
     """Rollouts of one arm."""
     model = load_model(case.checkpoint)[0] if case.checkpoint else random_model()
     config = PolicyConfig("chunked", case.rows, case.chunk, case.whole)
-    policy, env = BestOf(model, config, samples, partial(covered, shuffled=shuffled)), delay_bench.world(case, model)
-    results, best = delay_bench.driven([env], policy, seeds)
-    env.close()
+    policy = BestOf(model, config, samples, partial(covered, shuffled=shuffled))
+    results = base.rolled_out(partial(delay_bench.world, case, model), policy, seeds, at_once=1)
     seconds = [each for result in results for each in result.act_s]
     return {
-        **evaluation.summary(results), "succeeded": [result.success for result in results], "scores": [case.score(each) for each in best],
-        "plan_ms": evaluation.percentiles([1e3 * each for each in seconds]),
+        **evaluation.summary(results), "succeeded": [each.success for each in results],
+        "scores": [case.score(each.best) for each in results], "plan_ms": evaluation.percentiles([1e3 * each for each in seconds]),
     }  # fmt: skip
 
 

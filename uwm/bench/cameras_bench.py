@@ -105,11 +105,12 @@ def measured(world: str, checkpoint: Path | None, view: View, seeds: list[int], 
     """Episodes of one arm: which succeeded, of all and of those in which a camera had died before the end."""
     model = load_model(checkpoint)[0] if checkpoint else base.random_model(CAMERAS[:2], 32, horizon=18, video_frames=())
     cameras, dying = view
-    envs = [uwm_envs.make(world, cameras=cameras, image_size=model.config.autoencoder.image_size) for _ in seeds[: base.AT_ONCE]]
-    envs = [Dying(env, dying) for env in envs] if dying else envs
-    results = list(evaluation.rollouts(envs, Policy(model, POLICY), seeds))
-    for env in envs:
-        env.close()
+
+    def make() -> gymnasium.Env:
+        env = uwm_envs.make(world, cameras=cameras, image_size=model.config.autoencoder.image_size)
+        return Dying(env, dying) if dying else env
+
+    results = base.rolled_out(make, Policy(model, POLICY), seeds)
     died = {"died in": sum(each.ticks > dies_at(each.seed) for each in results)} if dying else {}
     return {**evaluation.summary(results), **died, "succeeded": [each.success for each in results]}
 

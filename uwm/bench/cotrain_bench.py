@@ -89,10 +89,7 @@ def measured(task: Task, arm: str, share: float, folder: str, seed: int) -> dict
     path = train(run_of(task, arm, share, seed, Path(folder) / f"{arm.replace(' ', '-')}-{share:g}-{seed}"))
     run = from_mapping(EvalRun, compose("eval", [f"world={task.world}"]))
     seeds = range(FIRST_SEED, FIRST_SEED + task.rollouts)
-    envs, policy = [make_world(run.world) for _ in seeds[: base.AT_ONCE]], Policy(load_model(path)[0], run.policy)
-    results = list(evaluation.rollouts(envs, policy, seeds))
-    for env in envs:
-        env.close()
+    results = base.rolled_out(partial(make_world, run.world), Policy(load_model(path)[0], run.policy), seeds)
     return {**evaluation.summary(results), LOSS: loss(task, path)}
 
 

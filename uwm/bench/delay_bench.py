@@ -11,10 +11,8 @@ episodes, an hour on two cores. A quick run drives the toy world with random wei
 action), and success is not judged.
 """
 
-import itertools
 import math
 import multiprocessing
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -234,14 +232,6 @@ class Best(gymnasium.Wrapper):
         observation, reward, terminated, truncated, info = self.env.step(action)
         self.best = max(self.best, float(reward))
         return observation, reward, terminated, truncated, info
-
-
-def driven(
-    envs: Sequence[Best], policy: Policy, seeds: Sequence[int], watched: bool = False
-) -> tuple[list[evaluation.Rollout], list[float]]:
-    """Rollouts without a delay, as many at once as there are envs, and the best reward of each."""
-    pairs = [(each, env.best) for each, env in zip(evaluation.rollouts(envs, policy, seeds, watched), itertools.cycle(envs), strict=False)]
-    return [each for each, _ in pairs], [best for _, best in pairs]
 
 
 def world(case: Case, model: RobotModel) -> Best:

@@ -161,9 +161,8 @@ def measured(chosen: Study, begun: str, arm: str, count: int, seed: int) -> dict
     training = run_of(chosen, begun, arm, count, seed)
     model, card = load_model(train(training))
     acting = from_mapping(EvalRun, compose("eval", [*chosen.held_out.world, *chosen.acting, "policy=dp"]))
-    env, policy = make_world(acting.world), Policy(model, acting.policy)
-    results = [evaluation.rollout(env, policy, each) for each in range(FIRST_SEED, FIRST_SEED + chosen.rollouts)]
-    env.close()
+    seeds = range(FIRST_SEED, FIRST_SEED + chosen.rollouts)
+    results = base.rolled_out(partial(make_world, acting.world), Policy(model, acting.policy), seeds)
     outcomes = [float(each.success) for each in results]
     learned = {"demonstrations": len(card["split"]["training"]), "learned": learned_by(training)}
     return {**evaluation.summary(results), **learned, "outcomes": outcomes}

@@ -17,6 +17,7 @@ demonstrations (those of Push-T are a planner's, not the papers' human ones), an
 50 seeds, Push-T 200, of which the arms of 100 rows run the first 50.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -133,16 +134,15 @@ def _told(case: Case, chosen: dict[str, tuple[Case, PolicyConfig]]) -> list:
 def measured(case: Case, policy: dict, seeds: list[int], _: int) -> dict:
     """Rollouts of one arm: success (and score) per seed, calls per action, how smooth the motion is at borders of chunks."""
     acting = _policy(case, PolicyConfig(**policy))
-    envs = [delay_bench.world(case, acting.model) for _ in seeds[: 1 if acting.config.revise else base.AT_ONCE]]
-    switches = [place for place, name in enumerate(envs[0].unwrapped.card["action"]["names"]) if "gripper" in name]
-    results, best = delay_bench.driven(envs, acting, seeds, watched=True)
-    for env in envs:
-        env.close()
+    make, at_once = partial(delay_bench.world, case, acting.model), 1 if acting.config.revise else base.AT_ONCE
+    results = base.rolled_out(make, acting, seeds, watched=True, at_once=at_once)
+    with contextlib.closing(make()) as env:
+        switches = [place for place, name in enumerate(env.unwrapped.card["action"]["names"]) if "gripper" in name]
     motion = []
     for moments in (result.moments for result in results):
         plans = np.repeat(np.arange(len(moments)), [len(moment.executed) for moment in moments])
         motion.append(seams(np.concatenate([moment.executed for moment in moments]), plans, switches))
-    outcomes = [case.score(each) if case.full else float(result.success) for each, result in zip(best, results, strict=True)]
+    outcomes = [case.score(each.best) if case.full else float(each.success) for each in results]
     return {**evaluation.summary(results), "outcomes": outcomes, **smoothness(motion, np.random.default_rng(0))}
 
 

@@ -28,13 +28,14 @@ class Moment:
 class Rollout:
     """One episode: seed, success, ticks, network calls, seconds per policy call; perhaps frames, and the buffer at every call.
 
-    `distances`: of what was seen from what a buffer with frames had foreseen, from the second call on.
+    `best`: its largest reward. `distances`: of what was seen from what a buffer with frames had foreseen, from the second call on.
     """
 
     seed: int
     success: bool
     ticks: int
     calls: int
+    best: float = -np.inf
     act_s: list[float] = field(default_factory=list)
     frames: list[np.ndarray] = field(default_factory=list)
     moments: list[Moment] = field(default_factory=list)
@@ -119,11 +120,12 @@ class _Episode:
         """Sends a chunk, clipped, as far as the episode goes; the clipped chunk."""
         executed = np.clip(actions, self.env.action_space.low, self.env.action_space.high)
         for action in executed:
-            observation, _, terminated, truncated, info = self.env.step(action)
+            observation, reward, terminated, truncated, info = self.env.step(action)
             self.history = self.history.add(observation)
             self.result.ticks += 1
             if camera:
                 self.result.frames.append(observation[camera])
+            self.result.best = max(self.result.best, float(reward))
             self.result.success |= bool(info["success"])
             self.ended = terminated or truncated
             if self.ended:
