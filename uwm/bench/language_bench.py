@@ -38,7 +38,7 @@ POLICY = PolicyConfig(rows=12, chunk=3, chunks=4, past=0)
 TRAINING = (
     "model=tiny", "model.language.kind=minilm", "model.video_frames=[]", "model.horizon=12", "model.grid=4", "model.backbone.width=64",
     "model.backbone.depth=3", "model.backbone.heads=4", "model.backbone.waist=32", "patterns@train.objective.patterns=actions",
-    "model.past=0", "train.steps=4000", "train.batch=128", "train.objective.draws=1", "threads=1", "logger=off",
+    "model.past=0", "train.steps=3000", "train.batch=128", "train.objective.draws=1", "threads=1", "logger=off",
 )  # fmt: skip
 OTHERS = ("head for the {} spot", "please touch the {} thing")
 RIGHT, MATTERS, LOST = 0.8, 0.3, 0.1  # success when told; what a wrong instruction or none costs; what other words may

@@ -40,10 +40,31 @@ class Keypoints(nn.Module):
         return self.out(2 * where.flatten(1))[:, None]  # twice: means of broad maps lie near the middle
 
 
+class Film(nn.Module):
+    """What is said scales and shifts the channels of what is seen (Perez et al. 2018; of instructions: RT-1, Brohan et al. 2022, sec. V).
+
+    So a map may show where the thing is that is spoken of. Nothing said (None, or zeros) changes nothing, and neither does an untrained
+    one. `words` 0: of a model without language.
+    """
+
+    def __init__(self, words: int, channels: int):
+        super().__init__()
+        self.modulation = nn.Linear(words, 2 * channels, bias=False) if words else None
+        if self.modulation:
+            nn.init.zeros_(self.modulation.weight)
+
+    def forward(self, features: Float[Tensor, "B C *K"], said: Float[Tensor, "B W"] | None) -> Float[Tensor, "B C *K"]:
+        if said is None or self.modulation is None:
+            return features
+        scale, shift = self.modulation(said).reshape(len(features), -1, *[1] * (features.ndim - 2)).chunk(2, dim=1)
+        return features * (1 + scale) + shift
+
+
 class Eye(nn.Module):
     """An upright RGB frame in [0, 1] to `tokens` tokens: `grid` x `grid` of cells, row by row, and one of the whole frame.
 
-    A network of this kind has `look(image) -> (tokens of cells (B, P - 1, D), the other (B, 1, D))`.
+    A network of this kind has `look(image, said) -> (tokens of cells (B, P - 1, D), the other (B, 1, D))`. `said` (B, words), of a model
+    with language: the instruction, zeros where there is none.
     """
 
     def __init__(self, image_size: int, grid: int):
@@ -56,11 +77,11 @@ class Eye(nn.Module):
         cells = torch.cartesian_prod(torch.arange(self.grid), torch.arange(self.grid)).float()
         return nn.functional.pad(torch.cat([cells, cells.mean(dim=0, keepdim=True)]), (1, 0))
 
-    def forward(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B P D"]:
+    def forward(self, image: Float[Tensor, "B 3 H W"], said: Float[Tensor, "B W"] | None = None) -> Float[Tensor, "B P D"]:
         wanted = (3, self.image_size, self.image_size)
         if image.shape[1:] != wanted:
             raise ValueError(f"images must be (B, {wanted}) in [0, 1], got {tuple(image.shape)}")
-        cells, whole = self.look(image)
+        cells, whole = self.look(image, said)
         return torch.cat([cells, whole.to(cells.dtype)], dim=1)
 
 
@@ -71,7 +92,7 @@ class ImageEncoder(Eye):
     stages, at a quarter of the image's side, or after the last one if there are fewer.
     """
 
-    def __init__(self, image_size: int, grid: int, width: int, channels: int = 32):
+    def __init__(self, image_size: int, grid: int, width: int, words: int = 0, channels: int = 32):
         super().__init__(image_size, grid)
         stages = (image_size // grid).bit_length() - 1
         if image_size != grid << stages or stages < 1:
@@ -81,12 +102,13 @@ class ImageEncoder(Eye):
         layers = [_convolution(a, b, 5 if a == 5 else 3, 2) for a, b in itertools.pairwise(sizes)]
         self.early, self.late = nn.Sequential(*layers[:early]), nn.Sequential(*layers[early:])
         self.out = nn.Linear(sizes[-1], width)
+        self.film = Film(words, sizes[early])
         self.keypoints = Keypoints(sizes[early], image_size >> early, width)
         self.register_buffer("coordinates", _coordinates(image_size, image_size), persistent=False)
 
-    def look(self, image: Float[Tensor, "B 3 H W"]) -> tuple[Tensor, Tensor]:
+    def look(self, image: Float[Tensor, "B 3 H W"], said: Float[Tensor, "B W"] | None) -> tuple[Tensor, Tensor]:
         coordinates = self.coordinates.to(image).expand(len(image), -1, -1, -1)
-        features = self.early(torch.cat([2 * image - 1, coordinates], dim=1))
+        features = self.film(self.early(torch.cat([2 * image - 1, coordinates], dim=1)), said)
         return self.out(rearrange(self.late(features), "b c h w -> b (h w) c")), self.keypoints(features)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from uwm.core.config import unknown
 from uwm.core.shapes import Float
-from uwm.nn.encoders import Eye, ImageEncoder, Keypoints
+from uwm.nn.encoders import Eye, Film, ImageEncoder, Keypoints
 from uwm.nn.resnet import ResNet18
 
 KINDS = ("conv", "resnet18", "vit")
@@ -69,15 +69,15 @@ class EyesConfig:
         return replace(self, shape={"config": config, **{name: pixels.get(name, IMAGENET[name]) for name in IMAGENET}})
 
 
-def make(config: EyesConfig, image_size: int, grid: int, width: int) -> Eye:
-    """Eyes with random weights."""
+def make(config: EyesConfig, image_size: int, grid: int, width: int, words: int = 0) -> Eye:
+    """Eyes with random weights. `words`: numbers of what is said, 0 in a model without language."""
     match config.kind:
         case "resnet18":
-            return ResNetEye(config.frozen, image_size, grid, width)
+            return ResNetEye(config.frozen, image_size, grid, width, words)
         case "vit":
-            return VitEye(config, image_size, grid, width)
+            return VitEye(config, image_size, grid, width, words)
         case _:
-            return ImageEncoder(image_size, grid, width)
+            return ImageEncoder(image_size, grid, width, words)
 
 
 def begin(eyes: nn.ModuleDict, config: EyesConfig) -> None:
@@ -90,18 +90,19 @@ def begin(eyes: nn.ModuleDict, config: EyesConfig) -> None:
 class ResNetEye(Eye):
     """Cells from the last stage's map, keypoints from the second one's (an eighth of the image's side)."""
 
-    def __init__(self, frozen: bool, image_size: int, grid: int, width: int):
+    def __init__(self, frozen: bool, image_size: int, grid: int, width: int, words: int = 0):
         super().__init__(image_size, grid)
         self.trunk = ResNet18(1).requires_grad_(not frozen)
         self.trunk.fc = nn.Identity()  # not used, and torchvision's does not fit
         self.out = nn.Linear(512, width)
+        self.early_film, self.late_film = Film(words, 128), Film(words, 512)
         self.keypoints = Keypoints(128, -(-image_size // 8), width)
         _remember(self, IMAGENET)
 
-    def look(self, image: Float[Tensor, "B 3 H W"]) -> tuple[Tensor, Tensor]:
+    def look(self, image: Float[Tensor, "B 3 H W"], said: Float[Tensor, "B W"] | None) -> tuple[Tensor, Tensor]:
         maps = self.trunk.maps((image - self.mean) / self.std)
-        cells = F.adaptive_avg_pool2d(maps[-1], self.grid)
-        return self.out(rearrange(cells, "b c h w -> b (h w) c")), self.keypoints(maps[1])
+        cells = F.adaptive_avg_pool2d(self.late_film(maps[-1], said), self.grid)
+        return self.out(rearrange(cells, "b c h w -> b (h w) c")), self.keypoints(self.early_film(maps[1], said))
 
     def read(self, path: Path) -> None:
         """Weights under torchvision's names; statistics of its BatchNorm and its classifier are left out."""
@@ -119,7 +120,7 @@ class ResNetEye(Eye):
 class VitEye(Eye):
     """Cells from the patches' tokens, and what the transformer sums up: its class token, or the mean where it has none."""
 
-    def __init__(self, config: EyesConfig, image_size: int, grid: int, width: int):
+    def __init__(self, config: EyesConfig, image_size: int, grid: int, width: int, words: int = 0):
         super().__init__(image_size, grid)
         transformers, shape = _transformers(), config.resolved().shape
         about = {name: value for name, value in shape["config"].items() if name != "model_type"}
@@ -129,13 +130,15 @@ class VitEye(Eye):
         self.patches = (self.side // int(about["patch_size"])) ** 2
         hidden = self.trunk.config.hidden_size
         self.out, self.sum_up = nn.Linear(hidden, width), nn.Linear(hidden, width)
+        self.film = Film(words, hidden)
         _remember(self, shape)
 
-    def look(self, image: Float[Tensor, "B 3 H W"]) -> tuple[Tensor, Tensor]:
+    def look(self, image: Float[Tensor, "B 3 H W"], said: Float[Tensor, "B W"] | None) -> tuple[Tensor, Tensor]:
         large = image
         if image.shape[-1] != self.side:
             large = F.interpolate(image, (self.side, self.side), mode="bilinear", antialias=True)
         hidden = self.trunk(pixel_values=(large - self.mean) / self.std).last_hidden_state
+        hidden = self.film(hidden.mT, said).mT
         extra, side = hidden.shape[1] - self.patches, math.isqrt(self.patches)  # class and register tokens stand in front
         cells = rearrange(hidden[:, extra:], "b (h w) c -> b c h w", h=side)
         cells = rearrange(F.adaptive_avg_pool2d(cells, self.grid), "b c h w -> b (h w) c")

@@ -33,9 +33,10 @@ class UnifiedModel(RobotModel):
         self.backbone = Backbone(config.backbone)
         self.autoencoder = pretrained.make(config.autoencoder).requires_grad_(False)
         image_size = config.autoencoder.image_size
-        self.see = nn.ModuleDict({name: eyes.make(config.eyes, image_size, config.grid, width) for name in config.cameras})
-        self.feel = StateEncoder(config.proprio_size, width)
         hears = config.language.hears
+        words = width if hears else 0
+        self.see = nn.ModuleDict({name: eyes.make(config.eyes, image_size, config.grid, width, words) for name in config.cameras})
+        self.feel = StateEncoder(config.proprio_size, width)
         self.fuse = Summary(width, config.backbone.heads, config.backbone.condition) if config.backbone.condition else None
         self.context_tag = nn.Parameter(0.02 * torch.randn(1 + len(config.cameras) + hears, width))
         self.stream_tag = nn.Parameter(0.02 * torch.randn(len(self.layout.streams), width))
@@ -76,21 +77,24 @@ class UnifiedModel(RobotModel):
 
     def context(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
         """Context tokens (B, M, D), their places (M, 3) and which are there (B, M); those of an earlier observation stand at its tick."""
-        parts = [self._context(seen, tick) for tick, seen in self._moments(observation) if seen is not None]
-        instruction, told = self._told(observation)
+        (instruction, told), said = self._told(observation), None
         if self.hear:
-            parts.append((self.hear(instruction) + self.context_tag[-1], torch.zeros(1, 3), told[:, None]))
+            heard = self.hear(instruction)
+            said = torch.where(told[:, None], heard[:, 0], 0.0)
+        parts = [self._context(seen, tick, said) for tick, seen in self._moments(observation) if seen is not None]
+        if self.hear:
+            parts.append((heard + self.context_tag[-1], torch.zeros(1, 3), told[:, None]))
         tokens, place, seen = zip(*parts, strict=True)
         return torch.cat(tokens, dim=1), torch.cat(place).to(tokens[0].device), torch.cat(seen, dim=1)
 
-    def _context(self, observation: Observation, tick: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _context(self, observation: Observation, tick: int, said: Float[Tensor, "B W"] | None) -> tuple[Tensor, Tensor, Tensor]:
         tokens = [self.feel(self._proprio(observation)) + self.context_tag[0]]
         seen = [self._felt(observation)[:, None]]
         place = [torch.zeros(1, 3)]
         for index, name in enumerate(self.config.cameras, start=1):
             image, present = self._camera(observation, name)
             see = self.see[name]
-            tokens.append(see(image) + self.context_tag[index])
+            tokens.append(see(image, said) + self.context_tag[index])
             seen.append(present[:, None].expand(-1, see.tokens))
             place.append(see.places)
         return torch.cat(tokens, dim=1), torch.cat(place) + torch.tensor([tick, 0.0, 0.0]), torch.cat(seen, dim=1)

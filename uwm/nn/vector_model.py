@@ -46,7 +46,8 @@ class VectorModel(RobotModel):
     def __init__(self, config: ModelConfig):
         super().__init__(config)
         size, side = self.width, config.autoencoder.image_size
-        self.see = nn.ModuleDict({name: eyes.make(config.eyes, side, config.grid, size) for name in config.cameras})
+        words = size if config.language.hears else 0
+        self.see = nn.ModuleDict({name: eyes.make(config.eyes, side, config.grid, size, words) for name in config.cameras})
         self.feel = StateEncoder(config.proprio_size, size)
         self.moment = size * (1 + 2 * len(config.cameras))  # numbers that tell of one observation
         condition = self.moment * (1 + len(config.history)) + size * config.language.hears
@@ -72,19 +73,22 @@ class VectorModel(RobotModel):
 
     def encode(self, observation: Observation) -> Features:
         """Runs the encoders once; the result serves every call on this observation. Earlier ones stand behind the present one."""
-        moments, (instruction, told) = self._moments(observation), self._told(observation)
-        blanks = self.blank[: self.moment * len(moments)].split(self.moment)
-        found = [blank[None] if seen is None else self._features(seen, blank) for (_, seen), blank in zip(moments, blanks, strict=True)]
+        moments, (instruction, told), said = self._moments(observation), self._told(observation), None
         if self.hear:
             heard = self.hear(instruction)[:, 0]
+            said = torch.where(told[:, None], heard, 0.0)
+        blanks = self.blank[: self.moment * len(moments)].split(self.moment)
+        pairs = zip(moments, blanks, strict=True)
+        found = [blank[None] if seen is None else self._features(seen, said, blank) for (_, seen), blank in pairs]
+        if self.hear:
             found.append(torch.where(told[:, None], heard, self.blank[-heard.shape[1] :]))
         return Features(torch.cat([each.expand(len(found[0]), -1) for each in found], dim=1))
 
-    def _features(self, observation: Observation, blank: Float[Tensor, " g"]) -> Float[Tensor, "B g"]:
+    def _features(self, observation: Observation, said: Float[Tensor, "B W"] | None, blank: Float[Tensor, " g"]) -> Float[Tensor, "B g"]:
         found, there = [self.feel(self._proprio(observation))[:, 0]], [self._felt(observation)]
         for name in self.config.cameras:
             image, present = self._camera(observation, name)
-            tokens = self.see[name](image)
+            tokens = self.see[name](image, said)
             found.append(torch.cat([tokens[:, :-1].mean(dim=1), tokens[:, -1]], dim=1))  # of all cells, and the keypoints
             there.append(present)
         seen = torch.cat([each[:, None].expand_as(part) for each, part in zip(there, found, strict=True)], dim=1)
