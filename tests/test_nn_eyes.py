@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 import tiny
 from uwm.core.config import from_mapping, to_mapping
 from uwm.nn import eyes, trunks
+from uwm.nn.encoders import Film
 from uwm.nn.eyes import EyesConfig
 from uwm.nn.resnet import ResNet18
 from uwm.nn.robot_model import ModelConfig
@@ -83,6 +84,22 @@ def test_a_resnet_begins_with_torchvisions_weights(tmp_path, ending):
     torch.save({name: value for name, value in saved.items() if "layer4" not in name}, tmp_path / "half.pth")
     with pytest.raises(ValueError, match=r"has no ResNet-18: \d+ of \d+ weights are missing .* first layer4"):
         opened(EyesConfig("resnet18", str(tmp_path / "half.pth")))
+
+
+@pytest.mark.parametrize("kind", eyes.KINDS)
+def test_what_is_said_moves_every_token_once_that_is_learnt_and_nothing_said_moves_none(folders, kind):
+    torch.manual_seed(0)
+    eye = eyes.make(EyesConfig(kind, str(folders["vit"]) if kind == "vit" else "").resolved(), 64, 2, 12, words=5).eval()
+    image, said = torch.rand(2, 3, 64, 64), torch.tensor([[1.0, -1.0, 0.5, 0.0, 2.0], [0.0] * 5])
+    before = eye(image)
+    torch.testing.assert_close(eye(image, said), before, rtol=0, atol=0)
+    for film in eye.modules():
+        if isinstance(film, Film):
+            torch.nn.init.normal_(film.modulation.weight, std=0.3)
+    after = eye(image, said)
+    assert ((after - before)[0].abs().amax(dim=1) > 1e-4).all(), "cells and the token of the whole"
+    torch.testing.assert_close(after[1], before[1], rtol=0, atol=0)
+    assert not any(isinstance(module, Film) and module.modulation for module in opened(EyesConfig()).modules())
 
 
 @pytest.mark.parametrize("trunk", ["transformer", "unet"])

@@ -53,7 +53,7 @@ class Film(nn.Module):
         if self.modulation:
             nn.init.zeros_(self.modulation.weight)
 
-    def forward(self, features: Float[Tensor, "B C *K"], said: Float[Tensor, "B W"] | None) -> Float[Tensor, "B C *K"]:
+    def forward(self, features: Float[Tensor, "B C *K"], said: Float[Tensor, "B S"] | None) -> Float[Tensor, "B C *K"]:
         if said is None or self.modulation is None:
             return features
         scale, shift = self.modulation(said).reshape(len(features), -1, *[1] * (features.ndim - 2)).chunk(2, dim=1)
@@ -63,7 +63,7 @@ class Film(nn.Module):
 class Eye(nn.Module):
     """An upright RGB frame in [0, 1] to `tokens` tokens: `grid` x `grid` of cells, row by row, and one of the whole frame.
 
-    A network of this kind has `look(image, said) -> (tokens of cells (B, P - 1, D), the other (B, 1, D))`. `said` (B, words), of a model
+    A network of this kind has `look(image, said) -> (tokens of cells (B, P - 1, D), the other (B, 1, D))`. `said` (B, S), of a model
     with language: the instruction, zeros where there is none.
     """
 
@@ -77,7 +77,7 @@ class Eye(nn.Module):
         cells = torch.cartesian_prod(torch.arange(self.grid), torch.arange(self.grid)).float()
         return nn.functional.pad(torch.cat([cells, cells.mean(dim=0, keepdim=True)]), (1, 0))
 
-    def forward(self, image: Float[Tensor, "B 3 H W"], said: Float[Tensor, "B W"] | None = None) -> Float[Tensor, "B P D"]:
+    def forward(self, image: Float[Tensor, "B 3 H W"], said: Float[Tensor, "B S"] | None = None) -> Float[Tensor, "B P D"]:
         wanted = (3, self.image_size, self.image_size)
         if image.shape[1:] != wanted:
             raise ValueError(f"images must be (B, {wanted}) in [0, 1], got {tuple(image.shape)}")
@@ -106,7 +106,7 @@ class ImageEncoder(Eye):
         self.keypoints = Keypoints(sizes[early], image_size >> early, width)
         self.register_buffer("coordinates", _coordinates(image_size, image_size), persistent=False)
 
-    def look(self, image: Float[Tensor, "B 3 H W"], said: Float[Tensor, "B W"] | None) -> tuple[Tensor, Tensor]:
+    def look(self, image: Float[Tensor, "B 3 H W"], said: Float[Tensor, "B S"] | None) -> tuple[Tensor, Tensor]:
         coordinates = self.coordinates.to(image).expand(len(image), -1, -1, -1)
         features = self.film(self.early(torch.cat([2 * image - 1, coordinates], dim=1)), said)
         return self.out(rearrange(self.late(features), "b c h w -> b (h w) c")), self.keypoints(features)

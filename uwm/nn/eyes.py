@@ -99,7 +99,7 @@ class ResNetEye(Eye):
         self.keypoints = Keypoints(128, -(-image_size // 8), width)
         _remember(self, IMAGENET)
 
-    def look(self, image: Float[Tensor, "B 3 H W"], said: Float[Tensor, "B W"] | None) -> tuple[Tensor, Tensor]:
+    def look(self, image: Float[Tensor, "B 3 H W"], said: Float[Tensor, "B S"] | None) -> tuple[Tensor, Tensor]:
         maps = self.trunk.maps((image - self.mean) / self.std)
         cells = F.adaptive_avg_pool2d(self.late_film(maps[-1], said), self.grid)
         return self.out(rearrange(cells, "b c h w -> b (h w) c")), self.keypoints(self.early_film(maps[1], said))
@@ -133,7 +133,7 @@ class VitEye(Eye):
         self.film = Film(words, hidden)
         _remember(self, shape)
 
-    def look(self, image: Float[Tensor, "B 3 H W"], said: Float[Tensor, "B W"] | None) -> tuple[Tensor, Tensor]:
+    def look(self, image: Float[Tensor, "B 3 H W"], said: Float[Tensor, "B S"] | None) -> tuple[Tensor, Tensor]:
         large = image
         if image.shape[-1] != self.side:
             large = F.interpolate(image, (self.side, self.side), mode="bilinear", antialias=True)

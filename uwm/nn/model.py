@@ -87,7 +87,7 @@ class UnifiedModel(RobotModel):
         tokens, place, seen = zip(*parts, strict=True)
         return torch.cat(tokens, dim=1), torch.cat(place).to(tokens[0].device), torch.cat(seen, dim=1)
 
-    def _context(self, observation: Observation, tick: int, said: Float[Tensor, "B W"] | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _context(self, observation: Observation, tick: int, said: Float[Tensor, "B S"] | None) -> tuple[Tensor, Tensor, Tensor]:
         tokens = [self.feel(self._proprio(observation)) + self.context_tag[0]]
         seen = [self._felt(observation)[:, None]]
         place = [torch.zeros(1, 3)]

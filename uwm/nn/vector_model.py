@@ -84,7 +84,7 @@ class VectorModel(RobotModel):
             found.append(torch.where(told[:, None], heard, self.blank[-heard.shape[1] :]))
         return Features(torch.cat([each.expand(len(found[0]), -1) for each in found], dim=1))
 
-    def _features(self, observation: Observation, said: Float[Tensor, "B W"] | None, blank: Float[Tensor, " g"]) -> Float[Tensor, "B g"]:
+    def _features(self, observation: Observation, said: Float[Tensor, "B S"] | None, blank: Float[Tensor, " g"]) -> Float[Tensor, "B g"]:
         found, there = [self.feel(self._proprio(observation))[:, 0]], [self._felt(observation)]
         for name in self.config.cameras:
             image, present = self._camera(observation, name)
