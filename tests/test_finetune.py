@@ -16,7 +16,6 @@ from uwm.learn import checkpoint as checkpoints
 from uwm.learn import finetune
 from uwm.learn.checkpoint import CheckpointError
 from uwm.learn.finetune import AdaptConfig
-from uwm.learn.logs import Log
 from uwm.nn import adapters
 from uwm.nn.robot_model import Observation
 from uwm.robot.policy import Policy
@@ -81,16 +80,8 @@ def test_full_moves_the_trunk_and_muon_its_matrices(folder, made):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stopped_finetuning_goes_on_exactly(folder, made, kind, tmp_path, monkeypatch):
-    step, run = Log.step, tuned(folder, tmp_path, kind)
-
-    def interrupted(self, number, figures):
-        if self.stage == "train" and number == 3:
-            raise KeyboardInterrupt
-        step(self, number, figures)
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Log, "step", interrupted)
-        training.train(run)
+    run = tuned(folder, tmp_path, kind)
+    base.train_until(3, run, monkeypatch)
     training.train(run)
     resumed, straight = (checkpoints.load(path, for_training=True) for path in (tmp_path / "model", made[kind]))
     for part in ("weights", "average", "optimiser"):

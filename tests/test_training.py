@@ -136,17 +136,23 @@ def test_a_mixture_trains_and_its_checkpoint_tells_members_split_statistics_and_
     assert figures["share arm"] == pytest.approx(0.5) and figures["share with actions"] == pytest.approx(0.75, abs=0.1)
 
 
-def test_a_stopped_mixture_goes_on_exactly(cotrained, folder, tmp_path, monkeypatch):
-    step, run = Log.step, replace(cotrained, out=str(tmp_path))
+def train_until(step, run, monkeypatch):
+    """Trains until somebody presses Ctrl-C at this step."""
+    goes_on = Log.step
 
     def interrupted(self, number, figures):
-        if self.stage == "train" and number == 3:
+        if self.stage == "train" and number == step:
             raise KeyboardInterrupt
-        step(self, number, figures)
+        goes_on(self, number, figures)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Log, "step", interrupted)
         training.train(run)
+
+
+def test_a_stopped_mixture_goes_on_exactly(cotrained, folder, tmp_path, monkeypatch):
+    run = replace(cotrained, out=str(tmp_path))
+    train_until(3, run, monkeypatch)
     assert checkpoints.describe(tmp_path / "model")["step"] == 3
     training.train(run)
     resumed, straight = (checkpoints.load(path / "model", for_training=True) for path in (tmp_path, folder / "run"))
