@@ -1,4 +1,4 @@
-"""Models that several benches measure: trained once, by the commands that a user would type, or of random weights."""
+"""Models that several benches measure, trained once by the commands that a user would type, or of random weights; and their rollouts."""
 
 import contextlib
 import hashlib

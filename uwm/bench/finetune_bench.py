@@ -30,7 +30,9 @@ from uwm.build import collect, make_world
 from uwm.composing import compose
 from uwm.core.config import from_mapping, to_mapping
 from uwm.learn import finetune
+from uwm.learn.finetune import AdaptConfig
 from uwm.nn import trunks
+from uwm.nn.robot_model import ModelConfig
 from uwm.robot import evaluate as evaluation
 from uwm.robot.policy import Policy
 from uwm.runs import EvalRun, MemberConfig, MixtureConfig, TrainRun
@@ -164,14 +166,14 @@ def measured(chosen: Study, begun: str, arm: str, count: int, seed: int) -> dict
     seeds = range(FIRST_SEED, FIRST_SEED + chosen.rollouts)
     results = base.rolled_out(partial(make_world, acting.world), Policy(model, acting.policy), seeds)
     outcomes = [float(each.success) for each in results]
-    learned = {"demonstrations": len(card["split"]["training"]), "learned": learned_by(training)}
+    learned = {"demonstrations": len(card["split"]["training"]), "learned": learned_by(model.config, training.adapt)}
     return {**evaluation.summary(results), **learned, "outcomes": outcomes}
 
 
-def learned_by(training: TrainRun) -> int:
+def learned_by(config: ModelConfig, adapt: AdaptConfig) -> int:
     """Numbers that a training moves."""
-    fresh = trunks.make(load_model(f"{training.out}/model")[0].config)
-    finetune.begin(fresh, training.adapt)
+    fresh = trunks.make(config)
+    finetune.begin(fresh, adapt)
     return sum(parameter.numel() for parameter in fresh.parameters() if parameter.requires_grad)
 
 

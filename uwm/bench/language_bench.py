@@ -8,7 +8,7 @@
 | none | none, as a tenth of the training samples have none |
 
 The world of four colours (`uwm_envs.toy_colours`): what is wanted cannot be seen, and the first target that is touched ends the
-episode. One policy that sees through one camera; 100 episodes, the same in all arms. Data and policy are made the first time, in four
+episode. One policy that sees through one camera; 100 episodes, the same in all arms. Data and policy are made the first time, in twenty
 minutes on a core.
 """
 
@@ -86,6 +86,8 @@ def measured(checkpoint: str, arm: str, seeds: list[int], _: int) -> dict:
     told = [ARMS[arm](seed, tuple(COLOURS).index(env.unwrapped.wanted)) for env, seed in zip(envs, seeds, strict=True)]
     results = evaluation.together(envs, policy, seeds, instructions=told)
     reached = [env.unwrapped.reached for env in envs]
+    for env in envs:
+        env.close()
     followed = [bool(colour) and colour in instruction for colour, instruction in zip(reached, told, strict=True)]
     return {**evaluation.summary(results), "succeeded": [result.success for result in results], "followed": float(np.mean(followed))}
 

@@ -68,30 +68,30 @@ def together(
     """
     told = instructions or [None] * len(envs)
     episodes = [_Episode.begun(env, policy, *each) for env, *each in zip(envs, seeds, told, strict=True)]
-    running, memory, calls = list(range(len(envs))), policy.start(seeds), 0
+    running, memory, calls = episodes, policy.start(seeds), 0
     while running:
-        there, before, began = [episodes[index] for index in running], policy.calls, time.perf_counter()
-        earlier = [each.history.earlier(policy.history) for each in there]
-        seen = observe([each.now for each in there], policy.cameras, earlier, policy.model.words)
+        before, began = policy.calls, time.perf_counter()
+        earlier = [each.history.earlier(policy.history) for each in running]
+        seen = observe([each.now for each in running], policy.cameras, earlier, policy.model.words)
         planned, actions = policy.act(memory, seen)
         took = time.perf_counter() - began
         calls += policy.calls - before
-        if policy.config.frames and there[0].result.ticks:
-            for each, distance in zip(there, policy.distance(memory, seen).tolist(), strict=True):
+        if policy.config.frames and running[0].result.ticks:
+            for each, distance in zip(running, policy.distance(memory, seen).tolist(), strict=True):
                 each.result.distances.append(distance)
-        memory, executed = planned, []
-        for place, each in enumerate(there):
+        held, executed = _held(policy, planned) if watched else [], []
+        for place, each in enumerate(running):
             each.result.act_s.append(took)
             each.result.calls = calls
             first, sent = each.result.ticks, each.act(actions[place].numpy(), camera)
             executed.append(sent)
             if watched:
-                each.result.moments.append(_moment(policy, memory, place, first, sent[: each.result.ticks - first]))
-        memory = policy.done(memory, torch.from_numpy(np.stack(executed)))
-        if any(each.ended for each in there):
-            going = [place for place, each in enumerate(there) if not each.ended]
-            running = [running[place] for place in going]
-            memory = memory.at(going) if going else memory
+                each.result.moments.append(Moment(first, *held[place], sent[: each.result.ticks - first]))
+        memory = policy.done(planned, torch.from_numpy(np.stack(executed)))
+        going = [place for place, each in enumerate(running) if not each.ended]
+        if 0 < len(going) < len(running):
+            memory = memory.at(going)
+        running = [running[place] for place in going]
     return [each.result for each in episodes]
 
 
@@ -138,12 +138,13 @@ def asked(env: Any, info: dict) -> str:
     return info.get("instruction") or env.unwrapped.card.get("instruction", "")
 
 
-def _moment(policy: Policy, memory: roll.Buffer, place: int, first: int, executed: np.ndarray) -> Moment:
-    """What the buffer of one environment holds; that of a chunked policy is clean."""
-    ladder, future = policy.ladder, policy.model.to_actions(policy.ladder.actions(memory.future))[place].numpy()
-    if policy.config.kind != "streaming":
-        return Moment(first, future, np.zeros(len(future), np.float32), executed)
-    return Moment(first, future, ladder.actions(roll.levels(memory, ladder))[place].numpy(), executed)
+def _held(policy: Policy, memory: roll.Buffer) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each environment what its buffer holds, in physical units, and at which levels; that of a chunked policy is clean."""
+    ladder = policy.ladder
+    future = policy.model.to_actions(ladder.actions(memory.future)).numpy()
+    streaming = policy.config.kind == "streaming"
+    level = ladder.actions(roll.levels(memory, ladder)).numpy() if streaming else np.zeros(future.shape[:2], np.float32)
+    return list(zip(future, level, strict=True))
 
 
 def rollouts(envs: Sequence[Any], policy: Policy, seeds: Sequence[int], watched: bool = False) -> Iterator[Rollout]:
