@@ -108,6 +108,15 @@ def test_a_thread_computes_beside_the_loop_and_one_that_hangs_is_given_up():
     worker.close()
 
 
+def test_closing_a_thread_waits_for_what_it_computes():
+    """The end of an interpreter is an abort where a thread is still inside torch."""
+    done = []
+    worker = ThreadWorker(lambda given: time.sleep(0.2) or done.append(given) or double(given), MonotonicClock())
+    worker.submit(job(0))
+    worker.close()
+    assert done
+
+
 def test_a_process_survives_errors_crashes_hangs_and_kills():
     worker = ProcessWorker(obedient, MonotonicClock(), hung_after_s=30.0)
     try:

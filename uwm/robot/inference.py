@@ -31,6 +31,7 @@ from uwm.robot.clock import Clock
 from uwm.robot.shelf import Shelf
 
 TOLERANCE_S = 1e-6  # due times are sums of floats: a result due exactly at a tick must not miss it
+ENDING_S = 5.0  # for a thread or a process to end
 
 
 class WorkerDied(RuntimeError):
@@ -168,7 +169,10 @@ class _Lane:
 
 
 class ThreadWorker:
-    """Computes in a thread of this process. After `hung_after_s` a job is given up; its thread ends when it can."""
+    """Computes in a thread of this process. After `hung_after_s` a job is given up; its thread ends when it can.
+
+    `close` waits for a job under way, `ENDING_S` at most: an interpreter that ends while a thread is inside torch is aborted.
+    """
 
     def __init__(self, compute: Compute, clock: Clock, hung_after_s: float = 10.0):
         self.compute, self.clock, self.hung_after_s = compute, clock, hung_after_s
@@ -199,6 +203,7 @@ class ThreadWorker:
 
     def close(self) -> None:
         self._lane.jobs.put(None)
+        self._lane.thread.join(ENDING_S)
 
 
 class ProcessWorker:
@@ -255,9 +260,9 @@ class ProcessWorker:
         self.failure = self.failure or "closed"
         self._lane.jobs.put(None)
         self._child.kill()
-        self._lane.thread.join(timeout=5.0)
+        self._lane.thread.join(ENDING_S)
         if self._child.process is not None:
-            self._child.process.join(timeout=5.0)
+            self._child.process.join(ENDING_S)
 
     def _start(self) -> None:
         self._child = _Child(self.make)
@@ -308,7 +313,7 @@ class _Child:
         try:
             return self.pipe.recv()
         except (OSError, EOFError):
-            self.process.join(timeout=5.0)
+            self.process.join(ENDING_S)
             raise WorkerDied(f"the inference process ended with exit code {self.process.exitcode}") from None
 
     def kill(self) -> None:

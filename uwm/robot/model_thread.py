@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from uwm.robot.inference import ENDING_S
+
 
 class ModelThread:
     """One thread that does one job after the other, so that the model is never entered twice and the event loop lives."""
@@ -29,8 +31,9 @@ class ModelThread:
         return future
 
     def close(self) -> None:
-        """No more jobs; what was submitted before is still done."""
+        """No more jobs; waits for what was submitted before, `ENDING_S` at most: an end of the process inside torch is an abort."""
         self._jobs.put(None)
+        self._thread.join(ENDING_S)
 
     def _work(self) -> None:
         while (item := self._jobs.get()) is not None:
