@@ -106,7 +106,8 @@ def test_foreign_and_damaged_checkpoints_are_named(tmp_path):
 def test_a_checkpoint_refuses_a_world_that_differs_and_names_the_fields():
     card = {"cameras": ["agentview", "wrist"], "robot": "Panda", "rate_hz": 20, "action": {"convention": "delta"}}
     checkpoints.refuse_mismatch(card, dict(card))
-    with pytest.raises(checkpoints.CheckpointError, match=r"wrist.*action"):
+    checkpoints.refuse_mismatch(card, {**card, "cameras": ["wrist"]}, used=("wrist",))
+    with pytest.raises(checkpoints.CheckpointError, match=r"wrist.*policy.cameras=\[agentview\].*action"):
         checkpoints.refuse_mismatch(card, {**card, "cameras": ["agentview"], "action": {"convention": "absolute"}})
 
 

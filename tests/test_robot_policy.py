@@ -108,6 +108,20 @@ def test_a_camera_that_some_environments_lack_is_marked():
     assert seen.present["agentview"].tolist() == [True, False] and "wrist" not in seen.images
 
 
+def test_a_policy_of_some_cameras_is_blind_to_the_others():
+    policy = Policy(tiny.model(), replace(CONFIG, cameras=("wrist",)))
+    env = uwm_envs.make("Toy", cameras=tiny.CAMERAS, image_size=32)
+    seen, _ = env.reset(seed=5)
+    memory = policy.start([0])
+    act = lambda observation: policy.act(memory, observe([observation], policy.cameras))[1]  # noqa: E731
+    ours = act(seen)
+    assert policy.card.cameras == ("wrist",)
+    assert torch.equal(ours, act({**seen, "agentview": 255 - seen["agentview"]})), "it does not look there"
+    assert not torch.equal(ours, act({**seen, "wrist": 255 - seen["wrist"]}))
+    with pytest.raises(ValueError, match=r"\['phone'\].*'agentview', 'wrist'"):
+        Policy(tiny.model(), replace(CONFIG, cameras=("phone",)))
+
+
 def test_a_rollout_in_the_toy_world_repeats_with_its_seed_and_counts_calls():
     env = uwm_envs.make("Toy", cameras=tiny.CAMERAS, image_size=32)
     policy = Policy(tiny.model(), CONFIG)

@@ -50,7 +50,7 @@ def here(run: ControlRun, clock: Clock, spec: RobotSpec, delay_s: Callable | Non
         print(told)
     torch.set_num_threads(run.threads)
     model, card = load_model(run.checkpoint, run.member)
-    checkpoints.refuse_mismatch(card, dict(spec.card))
+    checkpoints.refuse_mismatch(card, dict(spec.card), run.policy.cameras)
     run = _asked(run, spec, model.hears)
     policy = Policy(model, run.policy)
     _refuse_other_sizes(spec, policy.cameras, model.config.autoencoder.image_size, *model.config.sizes(run.member or model.config.acting))

@@ -193,7 +193,7 @@ def _make_ready(run: EvalRun) -> tuple[Any, Policy]:
     model, card = load_model(run.checkpoint, run.member)
     model.words.check([run.instruction or ""])
     policy, env = Policy(model, run.policy), make_world(run.world)
-    checkpoints.refuse_mismatch(card, env.unwrapped.card)
+    checkpoints.refuse_mismatch(card, env.unwrapped.card, run.policy.cameras)
     return env, policy
 
 
@@ -211,7 +211,7 @@ def policy_latency(policy: Policy, repeats: int = 60, threads: int = 1) -> dict[
     """Milliseconds per executed action at batch 1, warm, in one thread, observation encoding included."""
     config, before = policy.model.config, torch.get_num_threads()
     side = config.autoencoder.image_size
-    images = {name: torch.rand(1, 3, side, side) for name in config.cameras}
+    images = {name: torch.rand(1, 3, side, side) for name in policy.cameras}
     seen = Observation(images, policy.model.normalise_proprio.mean[None].clone())
     observation = replace(seen, earlier=(seen,) * len(config.history))
     memory = policy.start([0])

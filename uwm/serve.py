@@ -77,7 +77,7 @@ def load(run: ServeRun) -> Served:
     action = card.get("action") or {}
     low, high = action.get("low"), action.get("high")
     schema = Schema(
-        config.cameras, config.autoencoder.image_size, sizes[1], sizes[0], run.policy.chunk, _names(run, config.cameras),
+        policy.cameras, config.autoencoder.image_size, sizes[1], sizes[0], run.policy.chunk, _names(run, policy.cameras),
         None if low is None or high is None else tuple(low), None if low is None or high is None else tuple(high),
         config.history, model.hears,
     )  # fmt: skip

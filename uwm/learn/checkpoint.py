@@ -15,7 +15,7 @@ A new checkpoint is written beside the old one and takes its place by renaming: 
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,19 +94,20 @@ def describe(path: Path) -> dict:
     return about
 
 
-def refuse_mismatch(card: dict, env_card: dict) -> None:
+def refuse_mismatch(card: dict, env_card: dict, used: Sequence[str] = ()) -> None:
     """CheckpointError when a world differs from the one that a checkpoint was trained for, naming every field.
 
-    What one of them does not tell (an older version, another format) is no difference.
+    What one of them does not tell (an older version, another format) is no difference. `used`: the cameras that must be there; () is all.
     """
     if card.get("acts") is False:
         raise CheckpointError("the checkpoint was trained without actions: it predicts video and is no policy")
     fields = ("robot", "rate_hz", "image_size", "image_orientation", "render_profile", "proprio", "action")
     differing = [each for name in fields for each in _differing(name, card.get(name), env_card.get(name))]
     wrong = [f"{name}: trained with {ours!r}, got {theirs!r}" for name, ours, theirs in differing]
-    missing = set(card.get("cameras", ())) - set(env_card.get("cameras", ()))
-    if missing:
-        wrong.insert(0, f"cameras {sorted(missing)} are missing; the world has {env_card.get('cameras')}")
+    cameras, there = used or card.get("cameras", ()), env_card.get("cameras", ())
+    if missing := set(cameras) - set(there):
+        without = f"; policy.cameras=[{','.join(each for each in cameras if each in there)}] acts without them" if missing < set(cameras) else ""
+        wrong.insert(0, f"cameras {sorted(missing)} are missing; the world has {env_card.get('cameras')}{without}")
     if wrong:
         raise CheckpointError("the checkpoint does not fit this world: " + "; ".join(wrong))
 

@@ -49,6 +49,9 @@ class PolicyConfig:
 
     `marginal`, of the chunked kind: all that the model foresees stands beside the actions as noise, instead of being absent.
 
+    `cameras`: those of the model's that the policy looks through; () is all. The others are absent to it, as in training with
+    `camera_dropout`.
+
     `foresee`, of the streaming kind: behind committed actions the plan is made from the proprioception that the model itself foresees at
     their end (one call of its forward dynamics), and the buffer goes on as if nothing were under way. Without cameras only.
     """
@@ -68,6 +71,7 @@ class PolicyConfig:
     usual: float = 1.0
     foresee: bool = False
     marginal: bool = False
+    cameras: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.revise < 0 or not self.usual > 0 or (self.revise and not (self.frames and self.kind == "streaming")):
@@ -114,6 +118,8 @@ class Policy:
         self.layouts: dict[int, tuple[Layout, Int[Tensor, " N"]]] = {}
         self.ladder = self._ladder()
         self._layout(0)  # a horizon that was not trained is refused now, not at the first observation
+        if unknown := [name for name in config.cameras if name not in model.config.cameras]:
+            raise ValueError(f"policy.cameras has {unknown}, which the model was not trained with; it has {list(model.config.cameras)}")
         if config.foresee and (model.config.cameras or not model.config.state_frames):
             raise ValueError("policy.foresee needs a model without cameras that was trained with model.state_frames")
         if config.foresee and self.history:
@@ -138,8 +144,8 @@ class Policy:
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Cameras that the model can see with."""
-        return self.model.config.cameras
+        """Cameras that the policy looks through."""
+        return self.config.cameras or self.model.config.cameras
 
     @property
     def history(self) -> tuple[int, ...]:
