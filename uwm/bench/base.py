@@ -21,7 +21,8 @@ from uwm.robot.policy import Policy
 LIFT = (Path("runs/demo/model"), Path("runs/base/lift/model"))
 LIFT_DATA = Path("runs/bench/lift400.zarr")
 AT_ONCE = 8  # rollouts side by side, which share the calls of a policy
-UNIFIED = {"lift": (LIFT_DATA, 400), "can": (Path("runs/bench/can100.zarr"), 100)}  # world of configs: its episodes, and how many
+# world of configs: its episodes, how many, and how many steps
+UNIFIED = {"lift": (LIFT_DATA, 400, 1200), "can": (Path("runs/bench/can200.zarr"), 200, 2400)}
 
 
 def lift() -> Path:
@@ -38,11 +39,11 @@ def made(*command: str) -> None:
 
 
 def unified(world: str) -> Path:
-    """A model of every mode from two cameras, of a world in `UNIFIED`: data and weights are made the first time, in an hour on a core."""
-    data, episodes = UNIFIED[world]
+    """A model of every mode from two cameras, of a world in `UNIFIED`: data and weights are made the first time, in an hour or two."""
+    data, episodes, steps = UNIFIED[world]
     out = Path("runs/bench") / f"unified_{world}"
     made("-m", "uwm.cli", "collect", f"world={world}", f"out={data}", f"episodes={episodes}")
-    made("-m", "uwm.cli", "train", f"data={data}", f"out={out}", "threads=1", "logger=off")
+    made("-m", "uwm.cli", "train", f"data={data}", f"out={out}", f"train.steps={steps}", "threads=1", "logger=off")
     return out / "model"
 
 

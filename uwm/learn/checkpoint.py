@@ -106,7 +106,8 @@ def refuse_mismatch(card: dict, env_card: dict, used: Sequence[str] = ()) -> Non
     wrong = [f"{name}: trained with {ours!r}, got {theirs!r}" for name, ours, theirs in differing]
     cameras, there = used or card.get("cameras", ()), env_card.get("cameras", ())
     if missing := set(cameras) - set(there):
-        without = f"; policy.cameras=[{','.join(each for each in cameras if each in there)}] acts without them" if missing < set(cameras) else ""
+        seen = ",".join(name for name in cameras if name in there)
+        without = f"; policy.cameras=[{seen}] acts without them" if seen else ""
         wrong.insert(0, f"cameras {sorted(missing)} are missing; the world has {env_card.get('cameras')}{without}")
     if wrong:
         raise CheckpointError("the checkpoint does not fit this world: " + "; ".join(wrong))
