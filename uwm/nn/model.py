@@ -77,13 +77,10 @@ class UnifiedModel(RobotModel):
 
     def context(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
         """Context tokens (B, M, D), their places (M, 3) and which are there (B, M); those of an earlier observation stand at its tick."""
-        (instruction, told), said = self._told(observation), None
-        if self.hear:
-            heard = self.hear(instruction)
-            said = torch.where(told[:, None], heard[:, 0], 0.0)
+        said, told = self._heard(observation)
         parts = [self._context(seen, tick, said) for tick, seen in self._moments(observation) if seen is not None]
-        if self.hear:
-            parts.append((heard + self.context_tag[-1], torch.zeros(1, 3), told[:, None]))
+        if said is not None:
+            parts.append((said[:, None] + self.context_tag[-1], torch.zeros(1, 3), told[:, None]))
         tokens, place, seen = zip(*parts, strict=True)
         return torch.cat(tokens, dim=1), torch.cat(place).to(tokens[0].device), torch.cat(seen, dim=1)
 

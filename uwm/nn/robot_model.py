@@ -239,6 +239,11 @@ class RobotModel(nn.Module):
         proprio = observation.proprio
         return observation.present.get("proprio", torch.ones(len(proprio), dtype=torch.bool, device=proprio.device))
 
+    def _heard(self, observation: Observation) -> tuple[Float[Tensor, "B S"] | None, Bool[Tensor, " B"]]:
+        """What is said as the model's `hear` tells it, zeros where nothing is (None: without language), and which samples are told."""
+        instruction, told = self._told(observation)
+        return (torch.where(told[:, None], self.hear(instruction)[:, 0], 0.0) if self.hears else None), told
+
     def _told(self, observation: Observation) -> tuple[Float[Tensor, "B W"], Bool[Tensor, " B"]]:
         """The instruction, with numbers of about one, and which samples have one."""
         proprio, vector, width = observation.proprio, observation.instruction, self.config.language.width

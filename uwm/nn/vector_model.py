@@ -73,15 +73,12 @@ class VectorModel(RobotModel):
 
     def encode(self, observation: Observation) -> Features:
         """Runs the encoders once; the result serves every call on this observation. Earlier ones stand behind the present one."""
-        moments, (instruction, told), said = self._moments(observation), self._told(observation), None
-        if self.hear:
-            heard = self.hear(instruction)[:, 0]
-            said = torch.where(told[:, None], heard, 0.0)
+        moments, (said, told) = self._moments(observation), self._heard(observation)
         blanks = self.blank[: self.moment * len(moments)].split(self.moment)
         pairs = zip(moments, blanks, strict=True)
         found = [blank[None] if seen is None else self._features(seen, said, blank) for (_, seen), blank in pairs]
-        if self.hear:
-            found.append(torch.where(told[:, None], heard, self.blank[-heard.shape[1] :]))
+        if said is not None:
+            found.append(torch.where(told[:, None], said, self.blank[-said.shape[1] :]))
         return Features(torch.cat([each.expand(len(found[0]), -1) for each in found], dim=1))
 
     def _features(self, observation: Observation, said: Float[Tensor, "B S"] | None, blank: Float[Tensor, " g"]) -> Float[Tensor, "B g"]:
