@@ -163,7 +163,7 @@ class _View:
 
 
 class ToyExpert:
-    """Goes around the disc by two way points, then to the target.
+    """Goes around the disc by two way points, if there is one, then to the target.
 
     noise: standard deviation of what is added to the executed action, in action units. strategy: "left", "right"
     (seen from above, +y ahead) or "random" (a fair coin per episode).
@@ -181,7 +181,8 @@ class ToyExpert:
         self.chosen, self._rng = str(chosen), rng
         scene = env.unwrapped.privileged()
         side = -0.45 if self.chosen == "left" else 0.45
-        self._way = [scene["obstacle"] + (side, -0.3), scene["obstacle"] + (side, 0.3), scene["target"]]
+        around = [scene["obstacle"] + (side, y) for y in (-0.3, 0.3)] if "obstacle" in scene else []
+        self._way = [*around, scene["target"]]
 
     def act(self, env) -> tuple[np.ndarray, np.ndarray]:
         """Return (executed, intended), both float32 (2,)."""
