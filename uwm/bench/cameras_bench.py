@@ -33,7 +33,7 @@ CAMERAS = ("agentview", "wrist", "sideview")
 DATA, OUT, EPISODES = Path("runs/bench/cameras_lift.zarr"), "runs/bench/cameras_lift", 400
 MODELS = {"view dropout": 0.4, "no view dropout": 0.0}  # `camera_dropout` of each
 OURS, OTHER = MODELS
-TRAINING = ("patterns@train.objective.patterns=actions", "model.video_frames=[]", "train.steps=3000", "threads=1", "logger=off")
+TRAINING = ("patterns@train.objective.patterns=actions", "model.video_frames=[]", "train.steps=2000", "threads=1", "logger=off")
 POLICY = PolicyConfig()  # that of `uwm eval`
 DIES = (5, 30)  # ticks, the last one not; an expert takes about forty
 FIRST_SEED = 70_000
