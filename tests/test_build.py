@@ -275,6 +275,12 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(trained, capfd, override, wo
     assert words in refusal(capfd, "eval", "world=toy", f"checkpoint={trained / 'model'}", *POLICY, "rollouts=1", override)
 
 
+def test_a_policy_of_one_camera_acts_in_a_world_that_has_no_other(trained, capfd):
+    told = ["eval", "world=toy", "world.cameras=[wrist]", f"checkpoint={trained / 'model'}", *POLICY, "rollouts=1", "workers=1"]
+    assert "policy.cameras=[wrist] acts without them" in refusal(capfd, *told)
+    assert cli.main([*told, "policy.cameras=[wrist]"]) == 0
+
+
 def test_a_damaged_checkpoint_is_one_line(trained, tmp_path, capfd):
     for file in (trained / "model").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes()[: 200 if file.name == "average.safetensors" else None])

@@ -163,7 +163,7 @@ class _View:
 
 
 class ToyExpert:
-    """Goes around the disc by two way points, if there is one, then to the target.
+    """Goes around the disc by two way points, where there is one, then to the target.
 
     noise: standard deviation of what is added to the executed action, in action units. strategy: "left", "right"
     (seen from above, +y ahead) or "random" (a fair coin per episode).
