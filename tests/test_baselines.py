@@ -13,7 +13,7 @@ from uwm.composing import compose
 from uwm.core import roles
 from uwm.core.config import from_mapping
 from uwm.core.patterns import Pattern
-from uwm.learn import consistency, objective, style
+from uwm.learn import distillation, objective, style
 from uwm.learn.objective import ObjectiveConfig
 from uwm.nn import trunks
 from uwm.nn.backbone import BackboneConfig
@@ -156,7 +156,7 @@ def test_what_a_regression_cannot_do_is_refused_by_name():
     with pytest.raises(ValueError, match=r"patterns@train\.objective\.patterns=regression"):
         objective.loss(net, tiny.batch(net), ObjectiveConfig(patterns=(Pattern(1.0, "constant", "absent"),)), torch.Generator())
     with pytest.raises(ValueError, match="nothing to distil"):
-        consistency.loss(net, 4, ObjectiveConfig())
+        distillation.loss(net, 4, ObjectiveConfig())
 
 
 @pytest.mark.parametrize(

@@ -17,40 +17,44 @@ LIFT, PUSHT, TOY = Case("Lift", "", 3, 3, 6), Case("PushT", "", 4, 3, 5, full=0.
 
 @pytest.mark.parametrize(("case", "few"), [(LIFT, 2), (PUSHT, 4)])
 def test_cheap_chunked_policies_have_the_calls_of_streaming_and_the_reference_h_times_as_many(case, few):
-    of = {name: config for name, (_, config) in bench.arms(case, case).items()}
+    of = {name: config for name, (_, config) in bench.arms(case, case, case).items()}
     calls = {name: calls_per_action(config) * case.chunk * config.warm for name, config in of.items()}
-    assert calls["SDP"] == calls["DP, few calls"] == pytest.approx(calls["DP, warm"]) == few
+    assert calls["SDP"] == calls["SDP, zero primer"] == calls["DP, few calls"] == pytest.approx(calls["DP, warm"]) == few
     assert calls["SDP, one call"] == calls["SDP, distilled, one call"] == calls[bench.ONE_STEP] == 1
     assert calls[bench.REFERENCE] / calls["SDP"] >= bench.CHUNKS[case.world]
     assert [len(bench.seeds_of(case, of[name])) for name in ("SDP", "DP, DDPM 100")] == [bench.SEEDS[case.world], 50]
 
 
-def test_a_student_is_trained_once_from_the_cases_own_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("kind", "distil"), [(bench.CONSISTENCY, {"rows": 16, "calls": 0}), (bench.PROGRESSIVE, {"rows": 12, "calls": 6})])
+def test_a_student_is_trained_once_from_the_cases_own_checkpoint(tmp_path, monkeypatch, kind, distil):
     card = {"action": {"names": ["x", "y"]}, "proprio": {"names": ["a", "b", "c"]}, "rate_hz": 10.0}
     checkpoint = tiny.trained(tmp_path, card, 3)
     monkeypatch.setattr(bench, "DISTILLED", {"Lift": 1})
     case = Case("Lift", str(checkpoint), 1, 6, 6)
-    student = bench.student_of(case)
+    student = bench.student_of(case, kind)
     _, about = load_model(student.checkpoint)
-    assert about["config"]["distil"] == {"teacher": str(checkpoint), "rows": 16} and about["step"] == 1
-    assert bench.student_of(case) == student and bench.student_of(TOY) == TOY
-    assert {own.checkpoint for own, _ in bench.arms(case, student).values()} == {case.checkpoint, student.checkpoint}
+    assert about["config"]["distil"] == {"teacher": str(checkpoint), **distil} and about["step"] == 1
+    assert bench.student_of(case, kind) == student and bench.student_of(TOY, kind) == TOY
+    both = [student if each == kind else case for each in bench.STUDENTS]
+    acting = {name for name, (own, _) in bench.arms(case, *both).items() if own == student}
+    whole = {bench.ONE_STEP, "DP, distilled, 3 calls"}
+    assert acting == (whole if kind == bench.CONSISTENCY else {"SDP, distilled, one call"})
 
 
 def figures(**outcomes):
     """Fifty outcomes an arm, 45 of them 1 unless told otherwise."""
-    calls = {bench.REFERENCE: 5.3, "SDP": 0.67}
-    names = bench.arms(LIFT, LIFT)
+    calls = {bench.REFERENCE: 5.3, "SDP": 0.67, "SDP, zero primer": 0.67}
+    names = bench.arms(LIFT, LIFT, LIFT)
     told = lambda name: outcomes.get(name, 45)  # noqa: E731
     return {name: {"outcomes": [1.0] * told(name) + [0.0] * (50 - told(name)), "calls_per_action": calls.get(name, 1.0)} for name in names}
 
 
 def test_gates_follow_the_figures():
     cheap = {"DP, few calls": 40, "DP, warm": 41, bench.ONE_STEP: 44}
-    assert [gate.verdict for gate in bench.judged(LIFT, figures(), True)] == [HOLDS] * 3
+    assert [gate.verdict for gate in bench.judged(LIFT, figures(), True)] == [HOLDS] * 6
     assert [gate.verdict for gate in bench.judged_together({"Lift": figures(**cheap)}, True)] == [HOLDS] * 3
-    assert [gate.verdict for gate in bench.judged(LIFT, figures(SDP=43), True)] == [HOLDS, FAILS, HOLDS]
-    assert [gate.verdict for gate in bench.judged(LIFT, figures(**{"SDP, one call": 42}), True)] == [HOLDS, HOLDS, FAILS]
+    assert [gate.verdict for gate in bench.judged(LIFT, figures(SDP=43), True)] == [HOLDS, FAILS, *[HOLDS] * 4]
+    assert [gate.verdict for gate in bench.judged(LIFT, figures(**{"SDP, one call": 42}), True)] == [*[HOLDS] * 4, FAILS, HOLDS]
     assert [gate.verdict for gate in bench.judged_together({"Lift": figures()}, True)] == [FAILS] * 3, "as good is not better"
     assert {gate.verdict for gate in bench.judged(LIFT, figures(), False)} == {NOT_JUDGED}
     assert "score lost" in bench.judged(PUSHT, figures(), True)[1].name
@@ -59,6 +63,6 @@ def test_gates_follow_the_figures():
 @pytest.mark.parametrize("name", [bench.REFERENCE, "DP, warm", "SDP", bench.ONE_STEP])
 def test_a_cell_measures_the_toy_world(name):
     with unchecked_shapes():
-        found = bench.measured(TOY, asdict(bench.arms(TOY, TOY)[name][1]), [0, 1], 0)
+        found = bench.measured(TOY, asdict(bench.arms(TOY, TOY, TOY)[name][1]), [0, 1], 0)
     assert found["rollouts"] == len(found["outcomes"]) == 2 and found["mean_ticks"] <= 8
     assert found["calls_per_action"] > 0 and found["jump_inside"] >= 0 and found["jump_border"] > 0

@@ -192,6 +192,13 @@ def test_rungs_stand_directly_behind_the_prefix_and_what_lies_beyond_is_absent(s
     assert bool((level[role == roles.ABSENT] == 1).all())
 
 
+def test_steady_rungs_are_where_the_buffer_stands_between_two_ticks():
+    drawn = draw(Pattern(action="steady", video="absent", chunk=2, committed=1, rungs=2), LAYOUT, 32, seeded())
+    level, role = drawn.level[:, FUTURE], drawn.role[:, FUTURE]
+    for sample, held in zip(level, (role == roles.COMMITTED).sum(dim=1).tolist(), strict=True):
+        assert sample[held : held + 4].tolist() == [0.5, 0.5, 1.0, 1.0] and not sample[:held].any()
+
+
 def test_rungs_change_no_number_of_patterns_without_them():
     """The draws of a seed, as they were before there were rungs."""
     level = draw(Pattern(action="ladder", video="absent", chunk=2, committed=3), LAYOUT, 2, seeded()).level[:, FUTURE]

@@ -154,10 +154,15 @@ class MixtureConfig:
 
 @dataclass(frozen=True)
 class DistilConfig:
-    """`teacher`: a checkpoint to distil into one of few calls, "" for none; `rows`: of its path from noise to clean."""
+    """`teacher`: a checkpoint to distil into one of few calls, "" for none; `rows`: of its path from noise to clean.
+
+    `calls`: of a progressive student's path, which samples as any model does, in as many rows; 0: a consistency student, whose every
+    call leads to the end (`uwm.learn.distillation`).
+    """
 
     teacher: str = ""
     rows: int = 16
+    calls: int = 0
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from uwm.core.config import ConfigError, from_mapping, to_mapping
 from uwm.data import ONLY, TrainingData, members_of, window_config
 from uwm.dataset import Dataset
 from uwm.learn import checkpoint as checkpoints
-from uwm.learn import consistency, finetune, precision, style
+from uwm.learn import distillation, finetune, precision, style
 from uwm.learn.autoencode import measure_spread, train_autoencoder
 from uwm.learn.logs import Log
 from uwm.learn.loop import TrainState, generator_at, restore
@@ -66,7 +66,7 @@ def train(run: TrainRun) -> Path:
 def _loss(run: TrainRun, model: RobotModel, teacher: RobotModel | None) -> Callable | None:
     """What is minimised; None for the denoising loss."""
     if teacher:
-        return consistency.loss(teacher, run.distil.rows, run.train.objective)
+        return distillation.loss(teacher, run.distil.rows, run.train.objective, run.distil.calls)
     return style.loss(run.train.objective) if model.config.trunk == "act" else None
 
 

@@ -7,13 +7,15 @@
 | DP, warm | from the plan before, noised to where as many calls begin | 12 / h |
 | SDP, as published | 100 ancestral rows, zero primer (Høeg et al. 2024) | 100 / h |
 | SDP | 12 rows, h chunks in the buffer | 12 / h |
+| SDP, zero primer | the same, begun without the 12 calls that fill the buffer | 12 / h |
 | SDP, one call | h rows | 1 |
-| DP, distilled | consistency-distilled from the same weights (Consistency Policy, Prasad et al. 2024) | 1 / 3 |
-| SDP, distilled | the same student in the rolling buffer, h rows | 1 |
+| DP, distilled | a student of whole plans (Consistency Policy, Prasad et al. 2024) | 1 / 3 |
+| SDP, distilled | a student of the buffer, whose call is worth its teacher's 12 / h (progressive distillation, Salimans & Ho 2022) | 1 |
 
 One checkpoint a world serves every arm but the distilled ones, so that only the sampling differs; it was trained here on scripted
-demonstrations (those of Push-T are a planner's, not the papers' human ones), and one student of it serves the others. Lift runs
-50 seeds, Push-T 200, of which the arms of 100 rows run the first 50. What frames in the buffer do beside actions: `uwm bench revision`.
+demonstrations (those of Push-T are a planner's, not the papers' human ones), and its students begin with its weights. Push-T is acted in
+from states, 200 seeds, of which the arms of 100 rows run the first 50; Lift and PickPlaceCan from two cameras, 50 seeds, by the models of
+every mode that other benches measure too. What frames in the buffer do beside actions: `uwm bench revision`.
 """
 
 import contextlib
@@ -43,20 +45,21 @@ from uwm_envs.pusht import SUCCESS_COVERAGE
 CLAIM = "The rolling buffer acts as well as a chunked policy of 16 rows, in h times fewer calls, and better than cheap chunked ones."
 ROWS, REFERENCE, ONE_STEP = 12, "DP, DDIM 16", "DP, distilled, 1 call"
 PUSHT = Path("runs/bench/streaming_pusht")
-CHUNKS = {"PushT": 3, "Lift": 6, "Toy": 4}  # the ladders that the policies were trained on
-SEEDS = {"PushT": 200, "Lift": 50, "Toy": 2}
+CHUNKS = {"PushT": 3, "Lift": 6, "PickPlaceCan": 6, "Toy": 4}  # the ladders that the policies were trained on
+SEEDS = {"PushT": 200, "Lift": 50, "PickPlaceCan": 50, "Toy": 2}
 LONG = 50  # rollouts at most of arms with 100 rows
-DISTILLED = {"PushT": 2500, "Lift": 800}  # steps of the students
+STUDENTS = CONSISTENCY, PROGRESSIVE = "consistency", "progressive"
+DISTILLED = {"PushT": 3000, "Lift": 400, "PickPlaceCan": 400}  # steps of each student
 RATE = 5e-4  # of the students: they begin with what their teacher knows
 NEAR, ONE_CALL = 0.03, 0.05  # of successes (or scores) that may be lost to the reference
 
 
 def run(quick: bool, out: Path | None) -> Result:
     """All arms in all worlds on the same seeds; a quick run drives the toy world with random weights and judges calls only."""
-    cases = [Case("Toy", "", 2, 2, 4, max_steps=24)] if quick else [pusht(), delay_bench.lift()]
+    cases = [Case("Toy", "", 2, 2, 4, max_steps=24)] if quick else [pusht(), seen("Lift", "lift"), seen("PickPlaceCan", "can", 250)]
     gates, figures = [], {}
     for case in cases:
-        chosen = arms(case, student_of(case))
+        chosen = arms(case, *(student_of(case, kind) for kind in STUDENTS))
         measuring = {name: partial(measured, own, asdict(config), seeds_of(own, config)) for name, (own, config) in chosen.items()}
         found = experiment.run_arms(f"streaming-{case.world}", measuring, (0,), _told(case, chosen), *experiment.where(quick))
         latency = {name: policy_latency(_policy(own, config), repeats=30) for name, (own, config) in chosen.items()}
@@ -75,24 +78,29 @@ def pusht() -> Case:
     return Case("PushT", str(trained), chunk=4, buffer=CHUNKS["PushT"], whole=4, full=SUCCESS_COVERAGE)
 
 
-def student_of(case: Case) -> Case:
-    """The case with a student of its checkpoint, trained the first time: half of a chunked plan, half of the rolling buffer."""
+def seen(world: str, name: str, max_steps: int | None = None) -> Case:
+    """A world seen by two cameras, with its model of every mode (`base.UNIFIED`), made the first time."""
+    return Case(world, str(base.unified(name)), chunk=3, buffer=CHUNKS[world], whole=6, max_steps=max_steps)
+
+
+def student_of(case: Case, kind: str) -> Case:
+    """The case with a student of its checkpoint, trained the first time: of whole plans, or of the buffer and its primer."""
     if not case.checkpoint:
         return case
     taught = from_mapping(TrainRun, load_model(case.checkpoint)[1]["config"], case.checkpoint)
-    patterns = (
-        Pattern(0.5, "constant", "absent", state="absent"),
-        Pattern(0.5, "ladder", "absent", state="absent", chunk=case.chunk, rungs=CHUNKS[case.world]),
-    )
+    held = CHUNKS[case.world]
+    whole, buffer = (partial(Pattern, video="absent", state="absent", action=action) for action in ("constant", "steady"))
+    patterns = (whole(1.0),) if kind == CONSISTENCY else (buffer(0.75, chunk=case.chunk, rungs=held), whole(0.25))
     learned = replace(
         taught.train, steps=DISTILLED[case.world], objective=replace(taught.train.objective, patterns=patterns),
         optim=replace(taught.train.optim, rate=RATE),
     )  # fmt: skip
-    run = replace(taught, out=f"{taught.out}_distilled", train=learned, distil=DistilConfig(case.checkpoint), init="", failures_teach=False)
+    distil = DistilConfig(case.checkpoint) if kind == CONSISTENCY else DistilConfig(case.checkpoint, ROWS, held)
+    run = replace(taught, out=f"{taught.out}_{kind}", train=learned, distil=distil, init="", failures_teach=False)
     return replace(case, checkpoint=str(train(run)))
 
 
-def arms(case: Case, student: Case) -> dict[str, tuple[Case, PolicyConfig]]:
+def arms(case: Case, consistent: Case, progressive: Case) -> dict[str, tuple[Case, PolicyConfig]]:
     """{arm: whose weights, its policy}: the chunked ones over the whole trained horizon, the streaming ones over its ladder."""
     held, few = CHUNKS[case.world], -(-ROWS // CHUNKS[case.world])
     chunked = lambda rows, **more: PolicyConfig("chunked", rows, case.chunk, case.whole, **more)  # noqa: E731
@@ -100,13 +108,14 @@ def arms(case: Case, student: Case) -> dict[str, tuple[Case, PolicyConfig]]:
     own = {
         "DP, DDPM 100": chunked(100, step="ancestral"), REFERENCE: chunked(16), "DP, DDIM 10": chunked(10),
         "DP, few calls": chunked(few), "DP, warm": chunked(ROWS, warm=few / ROWS),
-        "SDP, as published": streaming(100, step="ancestral", primer="zero"), "SDP": streaming(ROWS), "SDP, one call": streaming(held),
+        "SDP, as published": streaming(100, step="ancestral", primer="zero"), "SDP": streaming(ROWS),
+        "SDP, zero primer": streaming(ROWS, primer="zero"), "SDP, one call": streaming(held),
     }  # fmt: skip
     distilled = {
-        ONE_STEP: chunked(1, step="consistency"), "DP, distilled, 3 calls": chunked(3, step="consistency"),
-        "SDP, distilled, one call": streaming(held),
+        ONE_STEP: (consistent, chunked(1, step="consistency")), "DP, distilled, 3 calls": (consistent, chunked(3, step="consistency")),
+        "SDP, distilled, one call": (progressive, streaming(held)),
     }  # fmt: skip
-    return {arm: (case, policy) for arm, policy in own.items()} | {arm: (student, policy) for arm, policy in distilled.items()}
+    return {arm: (case, policy) for arm, policy in own.items()} | distilled
 
 
 def seeds_of(case: Case, config: PolicyConfig) -> list[int]:
@@ -142,10 +151,11 @@ def _policy(case: Case, config: PolicyConfig) -> Policy:
 
 def judged(case: Case, found: dict, enough: bool) -> list[Gate]:
     """Streaming against the reference in one world, seed by seed. What counts is the score where there is one, else success."""
-    held, what = CHUNKS[case.world], "score" if case.full else "success"
-    fewer = found[REFERENCE]["calls_per_action"] / found["SDP"]["calls_per_action"]
-    gates = [Gate(f"{case.world}: calls, {REFERENCE} / SDP", fewer, ">=", held, enough, f"{held} chunks in the buffer")]
-    for arm, limit in (("SDP", NEAR), ("SDP, one call", ONE_CALL)):
+    held, what, gates = CHUNKS[case.world], "score" if case.full else "success", []
+    for arm, limit in (("SDP", NEAR), ("SDP, zero primer", NEAR), ("SDP, one call", ONE_CALL), ("SDP, distilled, one call", ONE_CALL)):
+        if limit == NEAR:
+            fewer = found[REFERENCE]["calls_per_action"] / found[arm]["calls_per_action"]
+            gates.append(Gate(f"{case.world}: calls, {REFERENCE} / {arm}", fewer, ">=", held, enough, f"{held} chunks in the buffer"))
         lost, interval = experiment.paired(_outcomes(found, REFERENCE) - _outcomes(found, arm))
         baseline = f"{REFERENCE}, {_outcomes(found, REFERENCE).mean():.3f}"
         gates.append(Gate(f"{case.world}: {what} lost by {arm}", lost, "<=", limit, enough, baseline, interval))

@@ -185,7 +185,7 @@ class Pattern:
     `action`, `video` and so on: names of rules (`rule`), one per kind of stream. A word's level is its chance of being
     masked. `committed`: longest clean prefix of future actions, drawn uniformly from
     0..committed per sample (training-time real-time chunking). `chunk`: actions per rung of a ladder. `rungs`: where the
-    ladder stands; 0: it spans all frames and the prefix covers its lowest rungs; n: n rungs directly behind the prefix, as
+    ladder (or `steady`) stands; 0: it spans all frames and the prefix covers its lowest rungs; n: n rungs directly behind the prefix, as
     the rolling buffer has them while actions are under way, and what lies beyond them is absent. `shared`: everything active
     has one level per sample, whatever the rules say (one level for all modalities, as in PAD, Guo et al. 2024). `loose`: the
     prefix is noisy, at one level per sample of up to this: what follows can then not be read off it, and must be seen.
@@ -214,7 +214,7 @@ class Pattern:
             raise ValueError(f"weight, committed and rungs must be >= 0 and chunk >= 1, got {self}")
         if not 0 <= self.loose <= 1:
             raise ValueError(f"loose is a level, in [0, 1], got {self.loose}")
-        if self.rungs and parsed(self.action)[0] != "ladder":
+        if self.rungs and parsed(self.action)[0] not in ("ladder", "steady"):
             raise ValueError(f"rungs belong to a ladder of actions, got rungs {self.rungs} for the rule {self.action!r}")
         if ALONG in [getattr(self, kind) for kind in KINDS if kind != "video"]:
             raise ValueError(f"the rule {ALONG!r} is for video: a frame follows the action that leads to it")
@@ -281,7 +281,8 @@ def _lay_behind(count: Tensor, pattern: Pattern, layout: Layout, level: Tensor, 
     rung = ahead.div(pattern.chunk, rounding_mode="floor")
     behind = layout.mask(*layout.of_kind("action")) & (ahead >= 0)
     beyond = behind & (rung >= pattern.rungs)
-    risen = ((rung + _uniform(len(level), generator)) / pattern.rungs).to(level.dtype).clamp(min=0)
+    phase = 1.0 if pattern.action == "steady" else _uniform(len(level), generator)
+    risen = ((rung + phase) / pattern.rungs).to(level.dtype).clamp(min=0)
     level[behind] = torch.where(beyond, 1.0, risen ** (parsed(pattern.action)[1] or 1.0))[behind]
     role[beyond] = roles.ABSENT
 

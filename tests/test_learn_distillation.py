@@ -1,4 +1,4 @@
-"""Consistency distillation: what is compared with what, who learns, and what a student is for."""
+"""Distillation: what is compared with what, who learns, and what a student is for."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ import tiny
 from oracle import PATHS
 from uwm.core import roles
 from uwm.core.patterns import Draw, Pattern
-from uwm.learn import consistency
+from uwm.learn import distillation
 from uwm.learn.loop import TrainConfig, TrainState, generator_at, train
 from uwm.learn.objective import ObjectiveConfig
 from uwm.nn.robot_model import ModelConfig, Observation, RobotModel
@@ -44,9 +44,10 @@ def drawn(level=0.5):
     return Draw(torch.where(future, level, 0.0).expand(5, -1), role)
 
 
-def distance(teacher, student, draw, rows=4):
+def distance(teacher, student, draw, rows=4, calls=0):
     clean, noise = torch.randn(2, 5, LAYOUT.tokens, 2, generator=torch.Generator().manual_seed(0))
-    return consistency.agreeing(teacher, rows, student, NOTHING)(LAYOUT, draw, clean, noise, torch.arange(5), None)
+    asked = (distillation.landing, teacher, rows, calls) if calls else (distillation.agreeing, teacher, rows)
+    return asked[0](*asked[1:], student, NOTHING)(LAYOUT, draw, clean, noise, torch.arange(5), None)
 
 
 def test_a_student_that_always_says_the_same_agrees_and_is_asked_one_row_further_down():
@@ -62,7 +63,7 @@ def test_at_the_end_of_the_path_the_tokens_themselves_are_the_answer():
     teacher = Saying(lambda x, level: torch.zeros_like(x))
     student = Saying(lambda x, level: torch.full_like(x, 5.0))
     near = distance(teacher, student, drawn(0.2))[:, LAYOUT.frame >= 0]
-    torch.testing.assert_close(near, torch.full_like(near, (25 + consistency.WIDTH**2) ** 0.5 - consistency.WIDTH), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(near, torch.full_like(near, (25 + distillation.WIDTH**2) ** 0.5 - distillation.WIDTH), rtol=1e-5, atol=1e-6)
     assert float(distance(teacher, student, drawn(0.7))[:, LAYOUT.frame >= 0].abs().max()) < 1e-6, "elsewhere it agrees with itself"
 
 
@@ -75,20 +76,43 @@ def test_the_consistency_function_of_a_gaussian_agrees_with_itself_along_a_fine_
     assert float(distance(teacher, wrong, drawn(0.6), rows=200).max()) > 0.001
 
 
-def test_the_target_and_the_teacher_get_no_gradient():
+def test_a_progressive_student_is_to_land_where_its_teacher_is_after_all_its_rows_of_a_call():
+    """Independent unit Gaussians, whose path stands still: the clean tokens by which one call stands still too are known."""
+    path, future = PATHS["cosine"], LAYOUT.frame >= 0
+    teacher = Saying(lambda x, level: path.alpha(level)[..., None].to(x) * x)
+
+    def still(x, level):
+        high, low = level[..., None].double(), (level[..., None].double() - 0.5).clamp(min=0)
+        kept = path.sigma(low) / path.sigma(high)
+        return torch.where(high > 0, (1 - kept) / (path.alpha(low) - kept * path.alpha(high)), 1.0).to(x) * x
+
+    for level in (1.0, 0.7, 0.3):  # the last one is at its end within a part of a call
+        teacher.asked.clear()
+        error = distance(teacher, Saying(still), drawn(level), rows=400, calls=2)
+        assert float(error[:, future].max()) < 1e-4 and not error[:, ~future].any(), "what is given stays clean"
+        assert len(teacher.asked) == 200 and float(teacher.asked[-1][:, future].min()) >= max(level - 0.5, 0.0)
+        assert float(distance(teacher, teacher, drawn(level), rows=400, calls=2).max()) > 1e-3, "one call of the teacher does not"
+    assert float(distance(teacher, teacher, drawn(0.7), rows=4, calls=4).max()) == 0.0, "with as many calls both are the same"
+
+
+@pytest.mark.parametrize("calls", [0, 2])
+def test_the_target_and_the_teacher_get_no_gradient(calls):
     net, teacher = tiny.feeling(), tiny.feeling(seed=1)
-    asked = consistency.loss(teacher, 4, ObjectiveConfig(2, patterns=(Pattern(1.0, "ladder", state="absent", chunk=2),)))
+    asked = distillation.loss(teacher, 4, ObjectiveConfig(2, patterns=(Pattern(1.0, "ladder", state="absent", chunk=2),)), calls)
     total, figures = asked(net, tiny.batch(net), generator_at(0, 0))
     total.backward()
     assert set(figures) == {"action"} and any(p.grad is not None and bool(p.grad.any()) for p in net.parameters())
     assert all(p.grad is None for p in teacher.parameters())
     with pytest.raises(ValueError, match="predicts noise says nothing at level 1"):
-        consistency.loss(tiny.feeling(prediction="noise"), 4, ObjectiveConfig())
+        distillation.loss(tiny.feeling(prediction="noise"), 4, ObjectiveConfig())
     with pytest.raises(ValueError, match="1 row or more, got 0"):
-        consistency.loss(teacher, 0, ObjectiveConfig())
+        distillation.loss(teacher, 0, ObjectiveConfig())
+    with pytest.raises(ValueError, match="16 rows are not 3 times as many"):
+        distillation.loss(teacher, 16, ObjectiveConfig(), 3)
 
 
-def test_distilling_brings_one_call_nearer_to_the_end_of_the_teachers_path():
+@pytest.mark.parametrize("calls", [0, 1])
+def test_distilling_brings_one_call_nearer_to_the_end_of_the_teachers_path(calls):
     teacher = tiny.feeling()
     student = tiny.feeling()
     student.load_state_dict(teacher.state_dict())
@@ -97,7 +121,7 @@ def test_distilling_brings_one_call_nearer_to_the_end_of_the_teachers_path():
     config = TrainConfig(120, 16, precision="float32", objective=ObjectiveConfig(4, patterns=pattern))
     config = replace(config, optim=replace(config.optim, rate=3e-3, warmup=5))
     before = apart(student, teacher, batch)
-    asked = consistency.loss(teacher, 8, config.objective)
+    asked = distillation.loss(teacher, 8, config.objective, calls)
     same = iter(lambda: batch, None)
     train(student, TrainState.fresh(student, config), same, config, lambda step, figures: None, lambda state: None, asked)
     assert apart(student, teacher, batch) < 0.5 * before
