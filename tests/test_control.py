@@ -243,6 +243,17 @@ def test_a_monitor_writes_cameras_buffer_actions_and_the_imagined_future(checkpo
     assert len(latencies) >= 10 and np.allclose(latencies, 150), "two ticks a plan, as told"
 
 
+@pytest.mark.parametrize("cameras", [(), ("wrist",)])
+def test_what_is_imagined_is_seen_through_the_policys_cameras_only(checkpoint, cameras):
+    ask = brains._imagination(run_of(checkpoint, policy={**POLICY, "cameras": cameras}))
+    generator = np.random.default_rng(0)
+    seen = {name: generator.integers(0, 256, (32, 32, 3), np.uint8) for name in ("agentview", "wrist")}
+    told, blind = ({**seen, "proprio": np.zeros(2, np.float32)} | other for other in ({}, {"agentview": np.zeros((32, 32, 3), np.uint8)}))
+    pictures, others = (ask(each, np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32)) for each in (told, blind))
+    same = all(np.array_equal(pictures[name], others[name]) for name in pictures)
+    assert "agentview/in_4" in pictures and same == bool(cameras)
+
+
 def test_a_monitor_that_dies_does_not_stop_the_robot(checkpoint, tmp_path, monkeypatch):
     made = Monitor.__init__
 

@@ -109,7 +109,7 @@ def _imagination(run: ControlRun) -> Callable:
     def ask(observation, executed, planned):
         if "proprio" not in observation:
             return {}
-        seen = observe([{**observation, "prompt": run.instruction}], model.config.cameras, words=model.words)
+        seen = observe([{**observation, "prompt": run.instruction}], run.policy.cameras or model.config.cameras, words=model.words)
         pictures = imagine(model, seen, executed, planned)
         ticks = model.config.video_frames
         return {f"{name}/in_{tick}": frames[index] for name, frames in pictures.items() for index, tick in enumerate(ticks)}
