@@ -222,8 +222,10 @@ class ModelWindows:
         return np.floor(tick[:, None] * (own / self.data.rate_hz) + ahead + _RATE_SLACK).astype(np.int64)
 
     def _table(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        from tqdm import tqdm
+
         episodes, cameras = self.windows.episodes.tolist(), tuple(self.data.cameras)
-        frames = self.data.frames(episodes, self._side)
+        frames = tqdm(self.data.frames(episodes, self._side), "latents", len(episodes), unit="episode", delay=1.0)
         if not self.config.latents:
             return LatentTable(self.codec, frames, cameras).at
         data = self.data.store.checksum_of(episodes)

@@ -143,8 +143,6 @@ def _kept(folder: Path, told: dict, encoded: Iterable[dict[str, Tensor]]) -> tup
 
 def _write(folder: Path, told: dict, encoded: Iterable[dict[str, Tensor]]) -> None:
     """A folder that is there is whole: it gets its name last."""
-    from tqdm import tqdm
-
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -152,7 +150,7 @@ def _write(folder: Path, told: dict, encoded: Iterable[dict[str, Tensor]]) -> No
     shape: tuple[int, ...] = ()
     with contextlib.ExitStack() as stack:
         files = {camera: stack.enter_context(open(part / f"{camera}.f32", "wb")) for camera in lengths}
-        for episode in tqdm(encoded, "latents", unit="episode"):
+        for episode in encoded:
             for camera, rows in episode.items():
                 files[camera].write(rows.numpy().tobytes())
                 lengths[camera].append(len(rows))
