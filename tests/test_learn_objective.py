@@ -47,14 +47,20 @@ def test_deleting_absent_video_gives_the_loss_of_keeping_it():
     assert set(figures) == {"action"}
 
 
-def test_actions_to_imitate_are_the_intended_ones_and_dynamics_use_the_executed_ones():
+@pytest.mark.parametrize(
+    ("action", "video", "imitates"),
+    [
+        ("constant", "absent", True), ("ladder", "noise", True), ("constant", "constant", True), ("ladder", "along", True),
+        ("constant", "given", False), ("constant", "film", False), ("given", "constant", False),
+    ],
+)  # fmt: skip
+def test_actions_to_imitate_are_the_intended_ones_and_dynamics_use_the_executed_ones(action, video, imitates):
     net = tiny.model()
     batch = tiny.batch(net)
     acts = net.layout.select(["action"])
     other = replace(batch, intended=torch.zeros(4, acts.tokens, acts.size))
-    policy, dynamics = (Pattern(1.0, "constant", "absent"),), (Pattern(1.0, "constant", "given"),)
-    assert _loss(net, batch, policy)[0] != _loss(net, other, policy)[0]
-    assert _loss(net, batch, dynamics)[0] == _loss(net, other, dynamics)[0]
+    pattern = (Pattern(1.0, action, video, chunk=2),)
+    assert (_loss(net, batch, pattern)[0] != _loss(net, other, pattern)[0]) == imitates
 
 
 def test_what_is_foreseen_is_of_executed_actions_and_costs_nothing_where_it_is_absent():

@@ -40,8 +40,8 @@ class Batch:
     """Windows ready for the objective: what is observed, clean tokens (B, N, S) and which of them exist (B, N).
 
     `clean` holds the actions that were executed, which is what dynamics are about. `intended` (B, n, A), if there is one,
-    holds the action tokens to imitate: a noisy demonstrator's own wish, without the noise that it had to correct. Committed
-    actions are executed ones too: of wishes alone the rest could be guessed without looking.
+    holds the action tokens to imitate: a noisy demonstrator's own wish, without the noise that it had to correct, also where frames are
+    denoised beside. Committed actions are executed ones too: of wishes alone the rest could be guessed without looking.
 
     Samples of a mixture may differ: `dims` (B, A) says which numbers of an action token a sample has (None: all), `has`
     {kind: (B,)} which samples have a kind of stream at all (and, under DEMONSTRATED, which actions are to be imitated), `drawn` the
@@ -110,12 +110,19 @@ def denoising(model: RobotModel, observation: Observation) -> Errors:
 
 
 def _wanted(batch: Batch, layout: Layout, columns: Tensor, drawn: Draw, window: Tensor) -> Float[Tensor, "R N S"]:
-    """Clean tokens: what was executed where dynamics are learned, else what was intended behind what is committed."""
+    """Clean tokens: actions that are denoised are the intended ones, unless a part of the future is given: it tells what was executed.
+
+    What is given or committed was (or will be) executed, with all its noise. A part that is given as pure noise tells nothing.
+    """
     executed = batch.clean[:, columns, : layout.size][window]
-    if batch.intended is None or layout.kinds != ("action",):
+    if batch.intended is None:
         return executed
-    # What is committed will be executed, with all its noise.
-    return torch.where((drawn.role == roles.COMMITTED)[..., None], executed, batch.intended[window])
+    acts = layout.mask(*layout.of_kind("action"))
+    told = (drawn.role == roles.GIVEN) & (drawn.level < 1) & ~acts
+    imitated = acts & (drawn.role == roles.ACTIVE) & ~told.any(dim=1, keepdim=True)
+    wanted = executed.clone()
+    wanted[:, acts, : batch.intended.shape[2]] = batch.intended[window]
+    return torch.where(imitated[..., None], wanted, executed)
 
 
 def _groups(layout: Layout, role: Tensor) -> list[tuple[Layout, Tensor]]:
