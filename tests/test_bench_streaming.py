@@ -1,6 +1,6 @@
 """The bench of streaming: equal calls are equal, gates follow the figures, and a cell measures what a policy does."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -39,6 +39,14 @@ def test_a_student_is_trained_once_from_the_cases_own_checkpoint(tmp_path, monke
     acting = {name for name, (own, _) in bench.arms(case, *both).items() if own == student}
     whole = {bench.ONE_STEP, "DP, distilled, 3 calls"}
     assert acting == (whole if kind == bench.CONSISTENCY else {"SDP, distilled, one call"})
+
+
+def test_actions_and_frames_stand_in_one_buffer_where_there_is_such_a_model(monkeypatch):
+    monkeypatch.setattr(bench.revision_bench, "trained", lambda case: replace(case, checkpoint="both"))
+    monkeypatch.setattr(bench.revision_bench, "calm", lambda case, count: {"usual": 0.25} if case.checkpoint == "both" else {})
+    ((name, (own, config)),) = bench.with_frames(replace(LIFT, checkpoint="acts")).items()
+    assert own == replace(LIFT, checkpoint="both") and (config.frames, config.revise, config.usual) == (True, 1.0, 0.25)
+    assert config.chunk * config.chunks == 18 and not bench.with_frames(PUSHT) and name not in bench.arms(LIFT, LIFT, LIFT)
 
 
 def figures(**outcomes):

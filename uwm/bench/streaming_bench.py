@@ -11,11 +11,12 @@
 | SDP, one call | h rows | 1 |
 | DP, distilled | a student of whole plans (Consistency Policy, Prasad et al. 2024) | 1 / 3 |
 | SDP, distilled | a student of the buffer, whose call is worth its teacher's 12 / h (progressive distillation, Salimans & Ho 2022) | 1 |
+| streaming UWM, on Lift | frames stand in the buffer too, and surprises take it back (weights of `uwm bench revision`) | 12 / h or more |
 
 One checkpoint a world serves every arm but the distilled ones, so that only the sampling differs; it was trained here on scripted
 demonstrations (those of Push-T are a planner's, not the papers' human ones), and its students begin with its weights. Push-T is acted in
 from states, 200 seeds, of which the arms of 100 rows run the first 50; Lift and PickPlaceCan from two cameras, 50 seeds, by the models of
-every mode that other benches measure too. What frames in the buffer do beside actions: `uwm bench revision`.
+every mode that other benches measure too.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from uwm.bench import base, delay_bench, experiment
+from uwm.bench import base, delay_bench, experiment, revision_bench
 from uwm.bench.delay_bench import FIRST_SEED, Case
 from uwm.bench.gates import Gate
 from uwm.bench.runner import Result
@@ -59,7 +60,7 @@ def run(quick: bool, out: Path | None) -> Result:
     cases = [Case("Toy", "", 2, 2, 4, max_steps=24)] if quick else [pusht(), seen("Lift", "lift"), seen("PickPlaceCan", "can", 250)]
     gates, figures = [], {}
     for case in cases:
-        chosen = arms(case, *(student_of(case, kind) for kind in STUDENTS))
+        chosen = arms(case, *(student_of(case, kind) for kind in STUDENTS)) | with_frames(case)
         measuring = {name: partial(measured, own, asdict(config), seeds_of(own, config)) for name, (own, config) in chosen.items()}
         found = experiment.run_arms(f"streaming-{case.world}", measuring, (0,), _told(case, chosen), *experiment.where(quick))
         latency = {name: policy_latency(_policy(own, config), repeats=30) for name, (own, config) in chosen.items()}
@@ -118,6 +119,15 @@ def arms(case: Case, consistent: Case, progressive: Case) -> dict[str, tuple[Cas
     return {arm: (case, policy) for arm, policy in own.items()} | distilled
 
 
+def with_frames(case: Case) -> dict[str, tuple[Case, PolicyConfig]]:
+    """{arm: whose weights, its policy} of a buffer of actions and frames, in the world where there is such a model."""
+    if case.world != revision_bench.LIFT.world.name:
+        return {}
+    own = revision_bench.trained(revision_bench.LIFT)
+    usual = revision_bench.calm(own, revision_bench.CALM)["usual"]
+    return {"streaming UWM": (replace(case, checkpoint=own.checkpoint), own.policy(frames=True, revise=1.0, usual=usual))}
+
+
 def seeds_of(case: Case, config: PolicyConfig) -> list[int]:
     """Seeds of an arm: all, or the first of them for one with many rows."""
     count = SEEDS[case.world] if config.rows < 100 else min(SEEDS[case.world], LONG)
@@ -134,7 +144,8 @@ def measured(case: Case, policy: dict, seeds: list[int], _: int) -> dict:
     """Rollouts of one arm: success (and score) per seed, calls per action, how smooth the motion is at borders of chunks."""
     acting = _policy(case, PolicyConfig(**policy))
     make = partial(delay_bench.world, case, acting.model)
-    results = base.rolled_out(make, acting, seeds, watched=True)
+    # Side by side all buffers go the longest way of any that is revised.
+    results = base.rolled_out(make, acting, seeds, watched=True, at_once=1 if acting.config.revise else base.AT_ONCE)
     with contextlib.closing(make()) as env:
         switches = [place for place, name in enumerate(env.unwrapped.card["action"]["names"]) if "gripper" in name]
     motion = []
