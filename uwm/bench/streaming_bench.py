@@ -15,8 +15,8 @@
 
 One checkpoint a world serves every arm but the distilled ones, so that only the sampling differs; it was trained here on scripted
 demonstrations (those of Push-T are a planner's, not the papers' human ones), and its students begin with its weights. Push-T is acted in
-from states, 200 seeds, of which the arms of 100 rows run the first 50; Lift and PickPlaceCan from two cameras, 50 seeds, by the models of
-every mode that other benches measure too.
+from states, 200 seeds, of which the arms of 100 rows run the first 50; Lift from two cameras, 50 seeds, by the model of every mode that
+other benches measure too.
 """
 
 import contextlib
@@ -46,18 +46,18 @@ from uwm_envs.pusht import SUCCESS_COVERAGE
 CLAIM = "The rolling buffer acts as well as a chunked policy of 16 rows, in h times fewer calls, and better than cheap chunked ones."
 ROWS, REFERENCE, ONE_STEP = 12, "DP, DDIM 16", "DP, distilled, 1 call"
 PUSHT = Path("runs/bench/streaming_pusht")
-CHUNKS = {"PushT": 3, "Lift": 6, "PickPlaceCan": 6, "Toy": 4}  # the ladders that the policies were trained on
-SEEDS = {"PushT": 200, "Lift": 50, "PickPlaceCan": 50, "Toy": 2}
+CHUNKS = {"PushT": 3, "Lift": 6, "Toy": 4}  # the ladders that the policies were trained on
+SEEDS = {"PushT": 200, "Lift": 50, "Toy": 2}
 LONG = 50  # rollouts at most of arms with 100 rows
 STUDENTS = CONSISTENCY, PROGRESSIVE = "consistency", "progressive"
-DISTILLED = {"PushT": 3000, "Lift": 400, "PickPlaceCan": 400}  # steps of each student
+DISTILLED = {"PushT": 3000, "Lift": 400}  # steps of each student
 RATE = 5e-4  # of the students: they begin with what their teacher knows
 NEAR, ONE_CALL = 0.03, 0.05  # of successes (or scores) that may be lost to the reference
 
 
 def run(quick: bool, out: Path | None) -> Result:
     """All arms in all worlds on the same seeds; a quick run drives the toy world with random weights and judges calls only."""
-    cases = [Case("Toy", "", 2, 2, 4, max_steps=24)] if quick else [pusht(), seen("Lift", "lift"), seen("PickPlaceCan", "can", 250)]
+    cases = [Case("Toy", "", 2, 2, 4, max_steps=24)] if quick else [pusht(), lift()]
     gates, figures = [], {}
     for case in cases:
         chosen = arms(case, *(student_of(case, kind) for kind in STUDENTS)) | with_frames(case)
@@ -79,9 +79,9 @@ def pusht() -> Case:
     return Case("PushT", str(trained), chunk=4, buffer=CHUNKS["PushT"], whole=4, full=SUCCESS_COVERAGE)
 
 
-def seen(world: str, name: str, max_steps: int | None = None) -> Case:
-    """A world seen by two cameras, with its model of every mode (`base.UNIFIED`), made the first time."""
-    return Case(world, str(base.unified(name)), chunk=3, buffer=CHUNKS[world], whole=6, max_steps=max_steps)
+def lift() -> Case:
+    """Lift from two cameras, with its model of every mode (`base.UNIFIED`), made the first time."""
+    return Case("Lift", str(base.unified("lift")), chunk=3, buffer=CHUNKS["Lift"], whole=6)
 
 
 def student_of(case: Case, kind: str) -> Case:
