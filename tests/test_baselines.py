@@ -156,7 +156,7 @@ def test_what_a_regression_cannot_do_is_refused_by_name():
     with pytest.raises(ValueError, match=r"patterns@train\.objective\.patterns=regression"):
         objective.loss(net, tiny.batch(net), ObjectiveConfig(patterns=(Pattern(1.0, "constant", "absent"),)), torch.Generator())
     with pytest.raises(ValueError, match="nothing to distil"):
-        distillation.loss(net, 4, ObjectiveConfig())
+        distillation.loss(net, "consistency", 4, 4, ObjectiveConfig())
 
 
 @pytest.mark.parametrize(

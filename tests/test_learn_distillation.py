@@ -44,16 +44,16 @@ def drawn(level=0.5):
     return Draw(torch.where(future, level, 0.0).expand(5, -1), role)
 
 
-def distance(teacher, student, draw, rows=4, calls=0):
+def distance(teacher, student, draw, rows=4, calls=4, kind="consistency"):
     clean, noise = torch.randn(2, 5, LAYOUT.tokens, 2, generator=torch.Generator().manual_seed(0))
-    asked = (distillation.landing, teacher, rows, calls) if calls else (distillation.agreeing, teacher, rows)
-    return asked[0](*asked[1:], student, NOTHING)(LAYOUT, draw, clean, noise, torch.arange(5), None)
+    return distillation.KINDS[kind](teacher, rows, calls, student, NOTHING)(LAYOUT, draw, clean, noise, torch.arange(5), None)
 
 
-def test_a_student_that_always_says_the_same_agrees_and_is_asked_one_row_further_down():
+def test_a_student_that_always_says_the_same_agrees_and_is_asked_one_part_further_down():
     student, teacher = (Saying(lambda x, level: torch.full_like(x, 0.3)) for _ in range(2))
     future = LAYOUT.frame >= 0
-    assert float(distance(teacher, student, drawn(0.75))[:, future].abs().max()) < 1e-6
+    assert float(distance(teacher, student, drawn(0.75), rows=8)[:, future].abs().max()) < 1e-6
+    assert [set(level[:, future].flatten().tolist()) for level in teacher.asked] == [{0.75}, {0.625}], "a part is two rows here"
     assert [set(level[:, future].flatten().tolist()) for level in student.asked] == [{0.75}, {0.5}]
     assert [set(level[:, ~future].flatten().tolist()) for level in student.asked] == [{0.0}, {0.0}], "what is given stays clean"
 
@@ -71,9 +71,9 @@ def test_the_consistency_function_of_a_gaussian_agrees_with_itself_along_a_fine_
     """Independent unit Gaussians: DDIM's path is x times a constant, so the end of the path is known in closed form."""
     teacher = Saying(lambda x, level: PATHS["cosine"].alpha(level)[..., None].to(x) * x)
     student = Saying(lambda x, level: x)  # alpha^2 + sigma^2 = 1: the path of a unit Gaussian stands still
-    assert float(distance(teacher, student, drawn(0.6), rows=200).max()) < 1e-3
+    assert float(distance(teacher, student, drawn(0.6), 200, 200).max()) < 1e-3
     wrong = Saying(lambda x, level: x * (1 + level[..., None]))
-    assert float(distance(teacher, wrong, drawn(0.6), rows=200).max()) > 0.001
+    assert float(distance(teacher, wrong, drawn(0.6), 200, 200).max()) > 0.001
 
 
 def test_a_progressive_student_is_to_land_where_its_teacher_is_after_all_its_rows_of_a_call():
@@ -88,31 +88,33 @@ def test_a_progressive_student_is_to_land_where_its_teacher_is_after_all_its_row
 
     for level in (1.0, 0.7, 0.3):  # the last one is at its end within a part of a call
         teacher.asked.clear()
-        error = distance(teacher, Saying(still), drawn(level), rows=400, calls=2)
+        error = distance(teacher, Saying(still), drawn(level), 400, 2, "progressive")
         assert float(error[:, future].max()) < 1e-4 and not error[:, ~future].any(), "what is given stays clean"
         assert len(teacher.asked) == 200 and float(teacher.asked[-1][:, future].min()) >= max(level - 0.5, 0.0)
-        assert float(distance(teacher, teacher, drawn(level), rows=400, calls=2).max()) > 1e-3, "one call of the teacher does not"
-    assert float(distance(teacher, teacher, drawn(0.7), rows=4, calls=4).max()) == 0.0, "with as many calls both are the same"
+        assert float(distance(teacher, teacher, drawn(level), 400, 2, "progressive").max()) > 1e-3, "one call of the teacher does not"
+    assert float(distance(teacher, teacher, drawn(0.7), 4, 4, "progressive").max()) == 0.0, "with as many calls both are the same"
 
 
-@pytest.mark.parametrize("calls", [0, 2])
-def test_the_target_and_the_teacher_get_no_gradient(calls):
+@pytest.mark.parametrize("kind", distillation.KINDS)
+def test_the_target_and_the_teacher_get_no_gradient(kind):
     net, teacher = tiny.feeling(), tiny.feeling(seed=1)
-    asked = distillation.loss(teacher, 4, ObjectiveConfig(2, patterns=(Pattern(1.0, "ladder", state="absent", chunk=2),)), calls)
+    ladder = ObjectiveConfig(2, patterns=(Pattern(1.0, "ladder", state="absent", chunk=2),))
+    asked = distillation.loss(teacher, kind, 4, 2, ladder)
     total, figures = asked(net, tiny.batch(net), generator_at(0, 0))
     total.backward()
     assert set(figures) == {"action"} and any(p.grad is not None and bool(p.grad.any()) for p in net.parameters())
     assert all(p.grad is None for p in teacher.parameters())
     with pytest.raises(ValueError, match="predicts noise says nothing at level 1"):
-        distillation.loss(tiny.feeling(prediction="noise"), 4, ObjectiveConfig())
-    with pytest.raises(ValueError, match="1 row or more, got 0"):
-        distillation.loss(teacher, 0, ObjectiveConfig())
-    with pytest.raises(ValueError, match="16 rows are not 3 times as many"):
-        distillation.loss(teacher, 16, ObjectiveConfig(), 3)
+        distillation.loss(tiny.feeling(prediction="noise"), kind, 4, 4, ladder)
+    for rows, calls in ((0, 1), (16, 3), (16, 0), (4, 8)):
+        with pytest.raises(ValueError, match=f"{rows} rows are no multiple of {calls} calls"):
+            distillation.loss(teacher, kind, rows, calls, ladder)
+    with pytest.raises(ValueError, match=r"one of the kinds .* got 'quick'"):
+        distillation.loss(teacher, "quick", 4, 4, ladder)
 
 
-@pytest.mark.parametrize("calls", [0, 1])
-def test_distilling_brings_one_call_nearer_to_the_end_of_the_teachers_path(calls):
+@pytest.mark.parametrize(("kind", "calls"), [("consistency", 8), ("consistency", 2), ("progressive", 1)])
+def test_distilling_brings_one_call_nearer_to_the_end_of_the_teachers_path(kind, calls):
     teacher = tiny.feeling()
     student = tiny.feeling()
     student.load_state_dict(teacher.state_dict())
@@ -121,7 +123,7 @@ def test_distilling_brings_one_call_nearer_to_the_end_of_the_teachers_path(calls
     config = TrainConfig(120, 16, precision="float32", objective=ObjectiveConfig(4, patterns=pattern))
     config = replace(config, optim=replace(config.optim, rate=3e-3, warmup=5))
     before = apart(student, teacher, batch)
-    asked = distillation.loss(teacher, 8, config.objective, calls)
+    asked = distillation.loss(teacher, kind, 8, calls, config.objective)
     same = iter(lambda: batch, None)
     train(student, TrainState.fresh(student, config), same, config, lambda step, figures: None, lambda state: None, asked)
     assert apart(student, teacher, batch) < 0.5 * before

@@ -156,13 +156,15 @@ class MixtureConfig:
 class DistilConfig:
     """`teacher`: a checkpoint to distil into one of few calls, "" for none; `rows`: of its path from noise to clean.
 
-    `calls`: of a progressive student's path, which samples as any model does, in as many rows; 0: a consistency student, whose every
-    call leads to the end (`uwm.learn.distillation`).
+    `kind`: a call of a "progressive" student leads down one of the `calls` equal parts of that path, so that it samples in `calls` rows as
+    any model does; a call of a "consistency" student leads to the end, and is held to what it says a part further down
+    (`uwm.learn.distillation`).
     """
 
     teacher: str = ""
+    kind: str = "consistency"
     rows: int = 16
-    calls: int = 0
+    calls: int = 4
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def student_of(case: Case, kind: str) -> Case:
         taught.train, steps=DISTILLED[case.world], objective=replace(taught.train.objective, patterns=patterns),
         optim=replace(taught.train.optim, rate=RATE),
     )  # fmt: skip
-    distil = DistilConfig(case.checkpoint) if kind == CONSISTENCY else DistilConfig(case.checkpoint, ROWS, held)
+    distil = DistilConfig(case.checkpoint, kind, *((16, 16) if kind == CONSISTENCY else (ROWS, held)))
     run = replace(taught, out=f"{taught.out}_{kind}", train=learned, distil=distil, init="", failures_teach=False)
     return replace(case, checkpoint=str(train(run)))
 

@@ -8,10 +8,13 @@ data and noise --> x at its levels --teacher, DDIM rows--> x at lower levels
    progressive:   x at those lower levels <--> x there
 ```
 
-| kind | teacher's rows a step | the student's call leads | sample with |
-|---|---|---|---|
-| consistency | 1 | to the end (Song et al. 2023, alg. 2; for actions: Consistency Policy, Prasad et al. 2024) | `step=consistency` |
-| progressive | rows / calls | down a row of a path of `calls` (Salimans & Ho 2022, alg. 2, in one round) | any rule of one call a row |
+| kind | the student's call leads | sample with |
+|---|---|---|
+| consistency | to the end (Song et al. 2023, alg. 2; for actions: Consistency Policy, Prasad et al. 2024) | `step=consistency` |
+| progressive | down a row of a path of `calls` (Salimans & Ho 2022, alg. 2, in one round) | any rule of one call a row |
+
+Either way the teacher leads `rows / calls` of its rows further down. What a consistency student says high up is right only when what it
+says below is, `calls` times in a row: few calls, of many rows each, are learned sooner.
 
 Levels are drawn by the run's patterns, a level per token as everywhere: with `constant` this gives a chunked policy, with `ladder` a
 rolling buffer. One call of a progressive student in a buffer of `calls` chunks takes every chunk down a whole rung.
@@ -33,41 +36,37 @@ from uwm.noise import gaussian
 from uwm.sample import steps
 from uwm.sample.denoise import Denoiser
 
-KINDS = ("consistency", "progressive")
 WIDTH = 0.01  # of the pseudo-Huber distance, in spreads (Song & Dhariwal 2024, sec. 3.3): squares below, absolute values above
 
 
-def loss(teacher: RobotModel, rows: int, config: ObjectiveConfig, calls: int = 0) -> Callable:
+def loss(teacher: RobotModel, kind: str, rows: int, calls: int, config: ObjectiveConfig) -> Callable:
     """A loss for `uwm.learn.loop.train`: how far the student is from its teacher, whose path has `rows` rows.
 
-    `calls`: of a progressive student's path, each of them a whole number of its teacher's rows; 0 for a consistency student. ValueError
-    for other numbers, and for a teacher that predicts noise (at level 1 that says nothing, and all one-call plans begin there) or is a
-    regression.
+    `calls`: into so many parts the path is divided, each of them a whole number of rows. ValueError for other numbers, and for a teacher
+    that predicts noise (at level 1 that says nothing, and all one-call plans begin there) or is a regression.
     """
     if teacher.config.prediction == "regression":
         raise ValueError(f"{REGRESSION} already: there is nothing to distil")
     if teacher.config.prediction == "noise":
         raise ValueError("a model that predicts noise says nothing at level 1: distil one that predicts velocity or clean tokens")
-    if rows < 1:
-        raise ValueError(f"the teacher's path has 1 row or more, got {rows}")
-    if calls and rows % calls:
-        raise ValueError(f"a call of the student is a whole number of its teacher's rows: {rows} rows are not {calls} times as many")
-    teacher = teacher.eval().requires_grad_(False)
-    asked = partial(landing, teacher, rows, calls) if calls else partial(agreeing, teacher, rows)
+    if kind not in KINDS:
+        raise ValueError(f"a student is of one of the kinds {[*KINDS]}, got {kind!r}")
+    if calls < 1 or rows < 1 or rows % calls:
+        raise ValueError(f"a part of the path is a whole number of its rows: {rows} rows are no multiple of {calls} calls")
+    asked = partial(KINDS[kind], teacher.eval().requires_grad_(False), rows, calls)
     return lambda model, batch, generator: objective.loss(model, batch, config, generator, asked)
 
 
-def agreeing(teacher: RobotModel, rows: int, model: RobotModel, observation: Observation) -> Errors:
-    """The distance between the student's clean tokens here and one row further down the teacher's path."""
+def agreeing(teacher: RobotModel, rows: int, calls: int, model: RobotModel, observation: Observation) -> Errors:
+    """The distance between the student's clean tokens here and a part further down the teacher's path."""
     both = _both(teacher, model, observation)
 
     def errors(layout: Layout, drawn: Draw, clean: Tensor, noise: Tensor, window: Tensor, dims: Tensor | None) -> Tensor:
         guide, student = both(layout, drawn, window, dims)
-        high, low = drawn.level, _lower(drawn, 1 / rows)
-        x = gaussian.corrupt(student.path, clean, noise, high)
-        here = student(x, high)
+        x = gaussian.corrupt(student.path, clean, noise, drawn.level)
+        here = student(x, drawn.level)
         with torch.no_grad():
-            below = steps.ddim()(guide, student.path, x, high, low).x
+            below, low = _led(guide, x, drawn, rows, calls)
             there = torch.where((low > 0)[..., None], student(below, low), below)
         return ((here - there).square() + WIDTH**2).sqrt() - WIDTH
 
@@ -83,14 +82,11 @@ def landing(teacher: RobotModel, rows: int, calls: int, model: RobotModel, obser
 
     def errors(layout: Layout, drawn: Draw, clean: Tensor, noise: Tensor, window: Tensor, dims: Tensor | None) -> Tensor:
         guide, student = both(layout, drawn, window, dims)
-        high, low, path = drawn.level, _lower(drawn, 1 / calls), student.path
+        high, path = drawn.level, student.path
         x = gaussian.corrupt(path, clean, noise, high)
-        here = steps.ddim()(student, path, x, high, low).x
         with torch.no_grad():
-            there = x
-            for row in range(rows // calls):
-                above, below = (torch.maximum(high - each / rows, low) for each in (row, row + 1))
-                there = steps.ddim()(guide, path, there, above, below).x
+            there, low = _led(guide, x, drawn, rows, calls)
+        here = steps.ddim()(student, path, x, high, low).x
         way = path.alpha(low) * path.sigma(high) - path.sigma(low) * path.alpha(high)
         return ((here - there) / torch.where(high > low, way, 1.0)[..., None]).square()
 
@@ -113,6 +109,13 @@ def _both(teacher: RobotModel, model: RobotModel, observation: Observation) -> C
     return denoisers
 
 
-def _lower(drawn: Draw, by: float) -> Tensor:
-    """Levels a step further down, of tokens that are denoised."""
-    return torch.where(drawn.role == roles.ACTIVE, (drawn.level - by).clamp(min=0), drawn.level)
+KINDS = {"consistency": agreeing, "progressive": landing}
+
+
+def _led(guide: Denoiser, x: Tensor, drawn: Draw, rows: int, calls: int) -> tuple[Tensor, Tensor]:
+    """Tokens after the next `rows / calls` rows of the teacher's path, and their levels; what is not denoised stays."""
+    low = torch.where(drawn.role == roles.ACTIVE, (drawn.level - 1 / calls).clamp(min=0), drawn.level)
+    for row in range(rows // calls):
+        above, below = (torch.maximum(drawn.level - each / rows, low) for each in (row, row + 1))
+        x = steps.ddim()(guide, guide.path, x, above, below).x
+    return x, low
