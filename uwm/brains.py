@@ -105,11 +105,12 @@ def _imagination(run: ControlRun) -> Callable:
     from uwm.robot.history import observe
 
     model = load_model(run.checkpoint, run.member)[0]
+    cameras = Policy(model, run.policy).cameras
 
     def ask(observation, executed, planned):
         if "proprio" not in observation:
             return {}
-        seen = observe([{**observation, "prompt": run.instruction}], run.policy.cameras or model.config.cameras, words=model.words)
+        seen = observe([{**observation, "prompt": run.instruction}], cameras, words=model.words)
         pictures = imagine(model, seen, executed, planned)
         ticks = model.config.video_frames
         return {f"{name}/in_{tick}": frames[index] for name, frames in pictures.items() for index, tick in enumerate(ticks)}

@@ -5,7 +5,7 @@
 | inverse | observation, future frames | actions | RMSE, normalised units | the training mean, 0 |
 | forward | observation, actions | future frames | image MSE | the present frame, repeated |
 | video | observation | future frames, actions deleted | image MSE | the present frame, repeated |
-| joint | observation | actions and future frames | both | both |
+| joint | observation | actions and future frames | RMSE against the intended actions; image MSE | both |
 | policy | observation | actions, future frames deleted | RMSE against the intended actions | the training mean, 0 |
 
 Relative error is the model's error divided by the baseline's: RMSE by RMSE, MSE by MSE. An image is judged by one sample. An
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from uwm.core import plans, roles
 from uwm.core.streams import Layout
-from uwm.learn.objective import Batch
+from uwm.learn.objective import Batch, imitated
 from uwm.nn.backbone import Prefix
 from uwm.nn.codecs import unit_to_frames
 from uwm.nn.model import UnifiedModel
@@ -66,12 +66,13 @@ def measure(
     groups = torch.arange(len(batch.clean)) if groups is None else groups
     images = _Images(model, batch, frames, present, groups)
     result: dict = {"rows": rows, "samples": samples, "windows": len(batch.clean), "groups": len(groups.unique())}
+    wished = imitated(model.layout, batch)
     result["inverse"] = _action_error(model, batch, drawn["inverse"], batch.clean, groups)
-    result["policy"] = _action_error(model, batch, drawn["policy"], _wanted(model, batch), groups)
+    result["policy"] = _action_error(model, batch, drawn["policy"], wished, groups)
     for name in ("forward", "video"):
         result[name] = images.error(drawn[name][0])
     joint = drawn["joint"]
-    result["joint"] = {"action": _action_error(model, batch, joint, batch.clean, groups), "image": images.error(joint[0])}
+    result["joint"] = {"action": _action_error(model, batch, joint, wished, groups), "image": images.error(joint[0])}
     shown = images.examples({name: drawn[name][0] for name in ("forward", "video", "joint")}, examples)
     tokens = {"true": model.layout.unpack(batch.clean)["action"], "joint": joint[0]["action"]}
     now = slice(model.config.past, model.config.past + max(model.config.video_frames))
@@ -119,15 +120,6 @@ def _present_streams(layout: Layout, plan: plans.Plan) -> Layout:
 
 
 # ---------------------------------------------------------------------------------------------------------------- actions
-
-
-def _wanted(model: UnifiedModel, batch: Batch) -> Tensor:
-    """Tokens with what a policy imitates: the intended actions, where the data knows them."""
-    if batch.intended is None:
-        return batch.clean
-    wanted = batch.clean.clone()
-    wanted[:, model.layout.span("action"), : model.layout["action"].size] = batch.intended
-    return wanted
 
 
 def _action_error(model: UnifiedModel, batch: Batch, drawn: list[dict[str, Tensor]], wanted: Tensor, groups: Tensor) -> dict:

@@ -89,14 +89,16 @@ def student_of(case: Case, kind: str) -> Case:
     if not case.checkpoint:
         return case
     taught = from_mapping(TrainRun, load_model(case.checkpoint)[1]["config"], case.checkpoint)
-    held = CHUNKS[case.world]
-    whole, buffer = (partial(Pattern, video="absent", state="absent", action=action) for action in ("constant", "steady"))
-    patterns = (whole(1.0),) if kind == CONSISTENCY else (buffer(0.75, chunk=case.chunk, rungs=held), whole(0.25))
+    whole = Pattern(0.25, "constant", "absent", state="absent")
+    if kind == CONSISTENCY:
+        patterns, distil = (whole,), DistilConfig(case.checkpoint, kind, rows=16, calls=16)
+    else:
+        buffer = Pattern(0.75, "steady", "absent", chunk=case.chunk, rungs=CHUNKS[case.world], state="absent")
+        patterns, distil = (buffer, whole), DistilConfig(case.checkpoint, kind, ROWS, CHUNKS[case.world])
     learned = replace(
         taught.train, steps=DISTILLED[case.world], objective=replace(taught.train.objective, patterns=patterns),
         optim=replace(taught.train.optim, rate=RATE),
     )  # fmt: skip
-    distil = DistilConfig(case.checkpoint, kind, *((16, 16) if kind == CONSISTENCY else (ROWS, held)))
     run = replace(taught, out=f"{taught.out}_{kind}", train=learned, distil=distil, init="", failures_teach=False)
     return replace(case, checkpoint=str(train(run)))
 
@@ -163,8 +165,10 @@ def _policy(case: Case, config: PolicyConfig) -> Policy:
 def judged(case: Case, found: dict, enough: bool) -> list[Gate]:
     """Streaming against the reference in one world, seed by seed. What counts is the score where there is one, else success."""
     held, what, gates = CHUNKS[case.world], "score" if case.full else "success", []
-    for arm, limit in (("SDP", NEAR), ("SDP, zero primer", NEAR), ("SDP, one call", ONE_CALL), ("SDP, distilled, one call", ONE_CALL)):
-        if limit == NEAR:
+    for arm in ("SDP", "SDP, zero primer", "SDP, one call", "SDP, distilled, one call"):
+        is_one_call = arm.endswith("one call")
+        limit = ONE_CALL if is_one_call else NEAR
+        if not is_one_call:
             fewer = found[REFERENCE]["calls_per_action"] / found[arm]["calls_per_action"]
             gates.append(Gate(f"{case.world}: calls, {REFERENCE} / {arm}", fewer, ">=", held, enough, f"{held} chunks in the buffer"))
         lost, interval = experiment.paired(_outcomes(found, REFERENCE) - _outcomes(found, arm))

@@ -75,12 +75,13 @@ def loss(
     drawn = draw_mixture(config.patterns, model.layout, count * config.draws, generator, has)
     role = torch.where(batch.valid[window], drawn.role, roles.ABSENT)
     noise = torch.randn(len(window), *batch.clean.shape[1:], generator=generator)
-    errors = (asked or denoising)(model, batch.observation)
+    errors, wished = (asked or denoising)(model, batch.observation), imitated(model.layout, batch)
     sums: dict[str, list[Tensor]] = {}
     for layout, chosen in _groups(model.layout, role):
         columns = layout.index_in(model.layout)
         part = Draw(drawn.level[chosen][:, columns], role[chosen][:, columns])
-        clean = _wanted(batch, layout, columns, part, window[chosen])
+        executed, intended = (each[:, columns, : layout.size][window[chosen]] for each in (batch.clean, wished))
+        clean = torch.where(_imitates(layout, part)[..., None], intended, executed)
         dims = None if batch.dims is None else batch.dims[window[chosen]]
         # Before any arithmetic: an absent token may hold anything, and NaN times a zero gradient is NaN.
         clean = torch.where(roles.seen(part.role)[..., None], clean, 0.0)
@@ -109,20 +110,23 @@ def denoising(model: RobotModel, observation: Observation) -> Errors:
     return errors
 
 
-def _wanted(batch: Batch, layout: Layout, columns: Tensor, drawn: Draw, window: Tensor) -> Float[Tensor, "R N S"]:
-    """Clean tokens: actions that are denoised are the intended ones, unless a part of the future is given: it tells what was executed.
+def imitated(layout: Layout, batch: Batch) -> Float[Tensor, "B N S"]:
+    """Clean tokens with the actions to imitate, where the data know them, in place of the executed ones."""
+    if batch.intended is None:
+        return batch.clean
+    wanted = batch.clean.clone()
+    wanted[:, layout.mask(*layout.of_kind("action")), : batch.intended.shape[2]] = batch.intended
+    return wanted
+
+
+def _imitates(layout: Layout, drawn: Draw) -> Bool[Tensor, "R N"]:
+    """Tokens that imitate: actions that are denoised, unless a part of the future is given, which tells what was executed.
 
     What is given or committed was (or will be) executed, with all its noise. A part that is given as pure noise tells nothing.
     """
-    executed = batch.clean[:, columns, : layout.size][window]
-    if batch.intended is None:
-        return executed
     acts = layout.mask(*layout.of_kind("action"))
     told = (drawn.role == roles.GIVEN) & (drawn.level < 1) & ~acts
-    imitated = acts & (drawn.role == roles.ACTIVE) & ~told.any(dim=1, keepdim=True)
-    wanted = executed.clone()
-    wanted[:, acts, : batch.intended.shape[2]] = batch.intended[window]
-    return torch.where(imitated[..., None], wanted, executed)
+    return acts & (drawn.role == roles.ACTIVE) & ~told.any(dim=1, keepdim=True)
 
 
 def _groups(layout: Layout, role: Tensor) -> list[tuple[Layout, Tensor]]:
