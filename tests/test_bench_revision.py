@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from uwm.bench import revision_bench as bench
-from uwm.bench.gates import FAILS, HOLDS
+from uwm.bench.gates import FAILS, HOLDS, NOT_JUDGED
 from uwm_envs import tee
 from uwm_envs.pusht import PUSHER_RADIUS_M
 
@@ -41,13 +41,14 @@ def test_every_episode_has_one_move_and_counts_calls_on_both_sides_of_it(monkeyp
 
 
 def test_gates_follow_the_arms():
-    def verdicts(revision, restart, plain, calls, noticed):
+    def verdicts(revision, restart, plain, calls, noticed, calm=1.0):
         arm = lambda count, calls: {  # noqa: E731
             "outcomes": [1.0] * count + [0.0] * (50 - count), "noticed": [True] * noticed + [False] * (50 - noticed),
             "calls a tick, behind the move": calls, "calls a tick, before the move": 1.0,
         }  # fmt: skip
         found = {"revision": arm(revision, calls), "restart": arm(restart, 4.0), "no revision": arm(plain, 1.0), "SDP": arm(plain, 1.0)}
-        return [gate.verdict for gate in bench.judged("Lift", found, enough=True)]
+        return [gate.verdict for gate in bench.judged("Lift", found | {"nothing moved": {"success": calm}}, enough=True)]
 
     assert verdicts(45, 45, 30, 1.5, 50) == [HOLDS] * 6
+    assert set(verdicts(45, 45, 30, 1.5, 50, calm=0.5)) == {NOT_JUDGED}, "what cannot do the task cannot find its way back to it"
     assert verdicts(40, 45, 40, 3.0, 20) == [FAILS, FAILS, FAILS, FAILS, HOLDS, FAILS]

@@ -176,7 +176,9 @@ def test_a_bug_keeps_its_traceback(configs, build, bug):
 def test_bench_passes_its_arguments_and_its_exit_code_on(build, tmp_path):
     build.result = 1
     assert cli.main(["bench", "modes", "--quick", "--out", str(tmp_path / "x.json")]) == 1
-    assert build.calls == [("bench", ("modes",), {"quick": True, "out": tmp_path / "x.json"})]
+    assert build.calls == [("bench", ("modes",), {"quick": True, "out": tmp_path / "x.json", "only": []})]
+    cli.main(["bench", "streaming", "--only", "Lift,PushT"])
+    assert build.calls[1][2]["only"] == ["Lift", "PushT"]
 
 
 def test_data_check_names_what_is_wrong_with_a_folder_that_is_no_store(tmp_path, capsys):

@@ -346,6 +346,6 @@ def test_the_ci_script_and_the_makefile_call_run_py():
     assert script.stat().st_mode & stat.S_IXUSR and os.access(script, os.X_OK)
     subprocess.run(["bash", "-n", script], check=True, timeout=60)
     assert 'run.py test "$@" </dev/null' in script.read_text()
-    assert "run.py judges lerobot-0.4.4 robomimic-0.3.0 </dev/null" in script.read_text()
+    assert "run.py judges lerobot-0.4.4 robomimic-0.3.0 peft </dev/null" in script.read_text()
     makefile = (ROOT / "Makefile").read_text()
     assert "python3 run.py demo" in makefile and "python3 run.py test" in makefile

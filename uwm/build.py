@@ -10,6 +10,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -310,8 +311,8 @@ def _model_without_data(run: TrainRun) -> ModelConfig:
     return run.model.model(("agentview", "wrist"), proprio_size=11, action_size=7, image_size=side)
 
 
-def bench(name: str, quick: bool = False, out: Path | None = None) -> int:
-    """Runs one named benchmark; 0 only when every gate holds."""
+def bench(name: str, quick: bool = False, out: Path | None = None, only: Sequence[str] = ()) -> int:
+    """Runs one named benchmark, or `only` some of its worlds; 0 only when every gate holds."""
     from uwm.bench import runner
 
-    return runner.main(name, quick, out)
+    return runner.main(name, quick, out, only)

@@ -123,6 +123,8 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("name", metavar="NAME", help="which claim; an unknown name lists them")
     bench.add_argument("--quick", action="store_true", help="60 s on small checkpoints; what needs more evidence is *not judged*")
     bench.add_argument("--out", type=Path, metavar="FILE.json", help="where the JSON goes")
+    bench.add_argument("--only", default="", metavar="WORLD,...",
+                       help="some worlds of a bench of several, judged beside what FILE.json holds of the others")  # fmt: skip
     examples = ("uwm data check runs/lift.zarr", "uwm data check runs/lift.zarr --repair")
     published = _command(commands, "import-checkpoint", "read a checkpoint of the UWM authors' code into the paper preset", (
         "uwm import-checkpoint uwm_libero.pt --out runs/uwm-libero",))  # fmt: skip
@@ -294,7 +296,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _options(command: str | None) -> list[str]:
     own = {
-        "bench": ["--quick", "--out"], "import-checkpoint": ["--out", "--preset"], "explain": ["--rollout"], None: ["--version"],
+        "bench": ["--quick", "--out", "--only"], "import-checkpoint": ["--out", "--preset"], "explain": ["--rollout"], None: ["--version"],
         "convert": ["--to", "--from", "--workers", "--skip-bad", "--verify", "--option", "--set"],
         "media": ["--out", "--count", "--seed", "--rows", "--text", "--guidance", "--clips", "--steps", "--batch", "--frames", "--overlap",
                   "--world"],
@@ -325,7 +327,7 @@ def _dispatch(arguments: list[str]) -> int:
     if parsed.command == "bench":
         from uwm import build
 
-        return _code(build.bench(parsed.name, quick=parsed.quick, out=parsed.out))
+        return _code(build.bench(parsed.name, quick=parsed.quick, out=parsed.out, only=[*filter(None, parsed.only.split(","))]))
     config = compose(parsed.config, parsed.overrides)  # before the heavy imports: a typing error answers at once
     if parsed.command == "explain":
         from uwm import build

@@ -11,6 +11,7 @@ samples, at level 1 in a fiftieth, and at a level of its own in a fourteenth. So
 world in which no arm succeeds in half of the episodes is not judged.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 
 from uwm.bench import base, experiment
 from uwm.bench.gates import ROLLOUTS, Gate
-from uwm.bench.runner import Result
+from uwm.bench.runner import Result, beside
 from uwm.bench.tracker_bench import PLANS, entered
 from uwm.robot import evaluate as evaluation
 from uwm.robot.modes import ModePolicy
@@ -32,16 +33,18 @@ COST = 0.05  # of successes
 FIRST_SEED = 90_000
 
 
-def run(quick: bool, out: Path | None) -> Result:
+def run(quick: bool, out: Path | None, only: Sequence[str] = ()) -> Result:
     """All arms in both worlds on the same seeds; a quick run drives the toy world with random weights and judges nothing."""
-    seeds, gates, figures = list(range(FIRST_SEED, FIRST_SEED + (2 if quick else ROLLOUTS))), [], {}
-    for world, (name, max_steps) in {"Toy": (None, None)}.items() if quick else WORLDS.items():
+    seeds, figures = list(range(FIRST_SEED, FIRST_SEED + (2 if quick else ROLLOUTS))), {}
+    for world in ("Toy",) if quick else only or WORLDS:
+        name, max_steps = WORLDS.get(world, (None, None))
         checkpoint = base.unified(name) if name else None
         told = [base.weights_of(checkpoint) if checkpoint else "", repr(PLANS), seeds]
         measuring = {arm: partial(measured, world, checkpoint, max_steps, arm, seeds) for arm in ARMS}
         runs = experiment.run_arms(f"marginal-{world}", measuring, (0,), told, *experiment.where(quick))
         figures[world] = {arm: each[0] for arm, each in runs.items()}
-        gates += judged(world, figures[world], not quick)
+    figures = beside(figures, out, WORLDS) if only else figures
+    gates = [each for world, found in figures.items() for each in judged(world, found, not quick)]
     return Result(CLAIM, gates, seeds, figures)
 
 

@@ -32,9 +32,20 @@ def _section(record: dict, name: str) -> str:
     lines = [f"## {record['bench']}: {record['verdict']}", "", record["claim"], ""]
     lines += ["| metric | baseline | value | 95 % interval | gate | verdict |", "|---|---|---|---|---|---|"]
     lines += ["| " + " | ".join(cells(gate)) + " |" for gate in record["gates"]]
-    versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
-    lines += ["", f"[{name}]({name}), `{record['command']}`, {record['seconds']:.0f} s on {record['machine']}; {versions}.", ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", f"[{name}]({name}): {'; '.join(_runs(record))}.", ""])
+
+
+def _runs(record: dict) -> list[str]:
+    """How the figures came about, in words: one run, or one for each of several worlds."""
+    worlds: dict[str, list[str]] = {}
+    for world, told in record.get("worlds", {}).items():
+        worlds.setdefault(_run(told), []).append(world)
+    return [f"{', '.join(names)} by {run}" for run, names in worlds.items()] if len(worlds) > 1 else [_run(record)]
+
+
+def _run(told: dict) -> str:
+    versions = ", ".join(f"{package} {version}" for package, version in told["versions"].items())
+    return f"`{told['command']}`, {told['seconds']:.0f} s on {told['machine']} ({versions})"
 
 
 def main() -> None:

@@ -2,6 +2,9 @@
 
 A bench is a module in this folder with `run(quick, out) -> Result`. Here its table is printed, its JSON written, and the
 exit code chosen: 0 only when every gate holds.
+
+A bench of several worlds names them in `WORLDS` and takes `run(quick, out, only)`: some of them are measured, and judged together with
+what the record at `out` holds of the others (`beside`). So a day of measuring may be several, on several machines.
 """
 
 import importlib
@@ -59,25 +62,67 @@ class Result:
         return overall(gate.verdict for gate in self.gates)
 
 
-def main(name: str, quick: bool = False, out: Path | None = None) -> int:
+def main(name: str, quick: bool = False, out: Path | None = None, only: Sequence[str] = ()) -> int:
     """Runs one bench; prints its table and a one-line verdict, writes `out`; ConfigError lists what exists."""
     if name not in BENCHES:
         raise ConfigError(unknown(name, BENCHES, "benchmark"))
-    module = importlib.import_module(BENCHES[name])
+    module, out = importlib.import_module(BENCHES[name]), None if out is None else Path(out)
+    worlds = () if quick else tuple(getattr(module, "WORLDS", ()))
+    _refuse(name, only, worlds, quick)
+    earlier = recorded(out, name) if only else {}
     began = time.perf_counter()
-    result = module.run(quick, None if out is None else Path(out))
-    content = as_json(name, result, quick, time.perf_counter() - began)
+    result = module.run(quick, out, tuple(only)) if only else module.run(quick, out)
+    told = told_of(name, quick, only, time.perf_counter() - began)
+    content = as_json(name, result, quick, told) | ({"worlds": _by_world(earlier, told, only or worlds)} if worlds else {})
     if out is not None:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        Path(out).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
     print(table(content))
     held = sum(gate.verdict == HOLDS for gate in result.gates)
     print(f"{name}: {result.verdict} ({held} of {len(result.gates)} gates hold)")
     return 0 if result.verdict == HOLDS else 1
 
 
-def as_json(name: str, result: Result, quick: bool, seconds: float) -> dict:
-    """The record of a run; a gate carries its metric, value, baseline, interval and verdict."""
+def _refuse(name: str, only: Sequence[str], worlds: Sequence[str], quick: bool) -> None:
+    """ConfigError for worlds that a bench, or a quick run of it, does not have."""
+    if only and not worlds:
+        why = "a quick run has one toy world" if quick else f"it is measured as a whole, as {name} has no worlds"
+        raise ConfigError(f"only={','.join(only)} for benchmark {name}: {why}")
+    for world in only:
+        if world not in worlds:
+            raise ConfigError(unknown(world, worlds, f"world of benchmark {name}"))
+
+
+def recorded(out: Path | None, name: str) -> dict:
+    """The record at `out`, {} when there is none; ConfigError for that of another bench, or of a quick run."""
+    if out is None or not out.is_file():
+        return {}
+    record = json.loads(out.read_text())
+    if record.get("bench") != name or record.get("quick"):
+        raise ConfigError(f"{out} is no full record of benchmark {name}: its figures cannot stand beside those of one world")
+    return record
+
+
+def beside(measured: dict, out: Path | None, worlds: Sequence[str]) -> dict:
+    """{world: figures} of `worlds`, in their order: what was measured now, and what the record at `out` holds of the others."""
+    found = (json.loads(out.read_text())["figures"] if out is not None and out.is_file() else {}) | measured
+    return {world: found[world] for world in worlds if world in found}
+
+
+def told_of(name: str, quick: bool, only: Sequence[str], seconds: float) -> dict:
+    """How figures came about: the command, how long it took, versions and machine."""
+    command = f"uwm bench {name}" + (" --quick" if quick else "") + (f" --only {','.join(only)}" if only else "")
+    return {"seconds": round(seconds, 1), "versions": provenance.versions(), "machine": provenance.machine(), "command": command}
+
+
+def _by_world(earlier: dict, told: dict, worlds: Sequence[str]) -> dict:
+    """How the figures of each world came about; where a record of several worlds does not tell, it was one run."""
+    whole = {key: earlier[key] for key in told} if earlier else {}
+    return earlier.get("worlds", dict.fromkeys(earlier.get("figures", ()), whole)) | dict.fromkeys(worlds, told)
+
+
+def as_json(name: str, result: Result, quick: bool, told: dict) -> dict:
+    """The record of a run, with how it came about; a gate carries its metric, value, baseline, interval and verdict."""
     content = {
         "bench": name,
         "claim": result.claim,
@@ -86,12 +131,8 @@ def as_json(name: str, result: Result, quick: bool, seconds: float) -> dict:
         "gates": [gate.to_json() for gate in result.gates],
         "seeds": list(result.seeds),
         "figures": result.figures,
-        "seconds": round(seconds, 1),
-        "versions": provenance.versions(),
-        "machine": provenance.machine(),
-        "command": f"uwm bench {name}" + (" --quick" if quick else ""),
     }
-    return finite(content)
+    return finite(content | told)
 
 
 def table(content: dict) -> str:

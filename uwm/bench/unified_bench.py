@@ -27,7 +27,7 @@ from uwm.bench import baselines, delay_bench, experiment
 from uwm.bench.baselines import BASELINES, MODES, OURS, Task
 from uwm.bench.experiment import SEEDS, Found, gate, values
 from uwm.bench.gates import Gate
-from uwm.bench.runner import Result
+from uwm.bench.runner import Result, beside
 from uwm.core.config import to_mapping
 from uwm_envs.pusht import SUCCESS_COVERAGE
 
@@ -54,16 +54,18 @@ TASKS = (
     collected("can", "runs/bench/can.zarr", 200, "train.steps=1500"),
     collected("square", "runs/bench/square.zarr", 200, "train.steps=1500"),
 )  # fmt: skip
+WORLDS = {task.world: task for task in TASKS}
 TINY = ("model=tiny", "autoencoder.steps=2", "train.steps=2", "train.batch=4")
 TINY_SIZES = (("dp-unet", "model.unet.widths=[8,16]"), ("bc-mlp", "model.mlp.width=32"))
 
 
-def run(quick: bool, out: Path | None) -> Result:
+def run(quick: bool, out: Path | None, only: Sequence[str] = ()) -> Result:
     """All arms on all tasks, three seeds. A quick run trains tiny models for two steps on the toy world: it shows that everything fits."""
     if not quick:
-        return result({task.world: study(task, FOLDER, SEEDS, *experiment.where(False)) for task in TASKS}, SEEDS, True)
+        figures = {world: experiment.summary(study(WORLDS[world], FOLDER, SEEDS, *experiment.where(False))) for world in only or WORLDS}
+        return result(beside(figures, out, WORLDS) if only else figures, SEEDS, True)
     with tempfile.TemporaryDirectory() as folder:
-        return result({"toy": study(toy(folder), folder, SEEDS[:1], *experiment.where(True))}, SEEDS[:1], False)
+        return result({"toy": experiment.summary(study(toy(folder), folder, SEEDS[:1], *experiment.where(True)))}, SEEDS[:1], False)
 
 
 def toy(folder: str) -> Task:
@@ -79,14 +81,14 @@ def study(task: Task, folder: str, seeds: Sequence[int], kept: Path | None, work
     return experiment.run_arms(f"unified-{task.world}", measuring, seeds, [asdict(task), FIRST_SEED, configs], kept, workers)
 
 
-def result(tasks: dict[str, Found], seeds: Sequence[int], is_full: bool) -> Result:
+def result(figures: dict[str, dict], seeds: Sequence[int], is_full: bool) -> Result:
     """Gates of every task and of their mean. ValueError when an arm of a full run has more or fewer parameters than ours."""
+    tasks: dict[str, Found] = {task: each["by seed"] for task, each in figures.items()}
     if is_full:
         for task, found in tasks.items():
             refuse_unequal(task, {arm: int(runs[0]["parameters"]) for arm, runs in found.items()})
     gates = [each for task, found in tasks.items() for each in judged(task, found, is_full)]
-    figures = {task: experiment.summary(found) for task, found in tasks.items()}
-    return Result(CLAIM, [*gates, *judged_together(tasks, is_full)], seeds, figures)
+    return Result(CLAIM, [*gates, *judged_together(tasks, is_full and set(tasks) == set(WORLDS))], seeds, figures)
 
 
 def refuse_unequal(task: str, parameters: dict[str, int]) -> None:
