@@ -14,6 +14,7 @@ from uwm.core import roles
 from uwm.core.config import from_mapping
 from uwm.core.patterns import Pattern
 from uwm.learn import distillation, objective, style
+from uwm.learn.distillation import DistilConfig
 from uwm.learn.objective import ObjectiveConfig
 from uwm.nn import trunks
 from uwm.nn.backbone import BackboneConfig
@@ -156,7 +157,7 @@ def test_what_a_regression_cannot_do_is_refused_by_name():
     with pytest.raises(ValueError, match=r"patterns@train\.objective\.patterns=regression"):
         objective.loss(net, tiny.batch(net), ObjectiveConfig(patterns=(Pattern(1.0, "constant", "absent"),)), torch.Generator())
     with pytest.raises(ValueError, match="nothing to distil"):
-        distillation.loss(net, "consistency", 4, 4, ObjectiveConfig())
+        distillation.loss(net, DistilConfig(), ObjectiveConfig())
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,15 @@ import torch
 import tiny
 from oracle import PATHS
 from uwm.core import roles
+from uwm.core.config import ConfigError, from_mapping
 from uwm.core.patterns import Draw, Pattern
 from uwm.learn import distillation
+from uwm.learn.distillation import DistilConfig
 from uwm.learn.loop import TrainConfig, TrainState, generator_at, train
 from uwm.learn.objective import ObjectiveConfig
 from uwm.nn.robot_model import ModelConfig, Observation, RobotModel
 from uwm.noise import gaussian
+from uwm.runs import TrainRun
 from uwm.sample import steps
 from uwm.sample.denoise import Denoiser
 from uwm.sample.loop import sample
@@ -99,18 +102,28 @@ def test_a_progressive_student_is_to_land_where_its_teacher_is_after_all_its_row
 def test_the_target_and_the_teacher_get_no_gradient(kind):
     net, teacher = tiny.feeling(), tiny.feeling(seed=1)
     ladder = ObjectiveConfig(2, patterns=(Pattern(1.0, "ladder", state="absent", chunk=2),))
-    asked = distillation.loss(teacher, kind, 4, 2, ladder)
+    asked = distillation.loss(teacher, DistilConfig(kind=kind, rows=4, calls=2), ladder)
     total, figures = asked(net, tiny.batch(net), generator_at(0, 0))
     total.backward()
     assert set(figures) == {"action"} and any(p.grad is not None and bool(p.grad.any()) for p in net.parameters())
     assert all(p.grad is None for p in teacher.parameters())
     with pytest.raises(ValueError, match="predicts noise says nothing at level 1"):
-        distillation.loss(tiny.feeling(prediction="noise"), kind, 4, 4, ladder)
-    for rows, calls in ((0, 1), (16, 3), (16, 0), (4, 8)):
-        with pytest.raises(ValueError, match=f"{rows} rows are no multiple of {calls} calls"):
-            distillation.loss(teacher, kind, rows, calls, ladder)
-    with pytest.raises(ValueError, match=r"one of the kinds .* got 'quick'"):
-        distillation.loss(teacher, "quick", 4, 4, ladder)
+        distillation.loss(tiny.feeling(prediction="noise"), DistilConfig(kind=kind), ladder)
+
+
+@pytest.mark.parametrize(
+    ("told", "match"),
+    [
+        ({"rows": 0, "calls": 1}, "0 rows are no multiple of 1 calls"),
+        ({"rows": 16, "calls": 3}, "16 rows are no multiple of 3 calls"),
+        ({"rows": 16, "calls": 0}, "16 rows are no multiple of 0 calls"),
+        ({"rows": 4, "calls": 8}, "4 rows are no multiple of 8 calls"),
+        ({"kind": "quick"}, r"one of the kinds .* got 'quick'"),
+    ],
+)
+def test_a_path_that_cannot_be_cut_so_is_refused_with_the_config(told, match):
+    with pytest.raises(ConfigError, match=match):
+        from_mapping(TrainRun, {"data": "d", "out": "o", "distil": told})
 
 
 @pytest.mark.parametrize(("kind", "calls"), [("consistency", 8), ("consistency", 2), ("progressive", 1)])
@@ -123,7 +136,7 @@ def test_distilling_brings_one_call_nearer_to_the_end_of_the_teachers_path(kind,
     config = TrainConfig(120, 16, precision="float32", objective=ObjectiveConfig(4, patterns=pattern))
     config = replace(config, optim=replace(config.optim, rate=3e-3, warmup=5))
     before = apart(student, teacher, batch)
-    asked = distillation.loss(teacher, kind, 8, calls, config.objective)
+    asked = distillation.loss(teacher, DistilConfig(kind=kind, rows=8, calls=calls), config.objective)
     same = iter(lambda: batch, None)
     train(student, TrainState.fresh(student, config), same, config, lambda step, figures: None, lambda state: None, asked)
     assert apart(student, teacher, batch) < 0.5 * before

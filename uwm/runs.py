@@ -7,6 +7,7 @@ from typing import Any, Literal
 from uwm.core.config import unknown
 from uwm.learn.augment import AugmentConfig
 from uwm.learn.autoencode import AutoencodeConfig
+from uwm.learn.distillation import DistilConfig
 from uwm.learn.finetune import AdaptConfig
 from uwm.learn.loop import TrainConfig
 from uwm.nn import pretrained
@@ -150,21 +151,6 @@ class MixtureConfig:
             raise ValueError(f"normaliser must be 'member' or 'shared', got {self.normaliser!r}")
         if self.rate_hz not in (None, "own") and not self.rate_hz > 0:
             raise ValueError(f"rate_hz must be positive, got {self.rate_hz}")
-
-
-@dataclass(frozen=True)
-class DistilConfig:
-    """`teacher`: a checkpoint to distil into one of few calls, "" for none; `rows`: of its path from noise to clean.
-
-    `kind`: a call of a "progressive" student leads down one of the `calls` equal parts of that path, so that it samples in `calls` rows as
-    any model does; a call of a "consistency" student leads to the end, and is held to what it says a part further down
-    (`uwm.learn.distillation`).
-    """
-
-    teacher: str = ""
-    kind: str = "consistency"
-    rows: int = 16
-    calls: int = 4
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def train(run: TrainRun) -> Path:
 def _loss(run: TrainRun, model: RobotModel, teacher: RobotModel | None) -> Callable | None:
     """What is minimised; None for the denoising loss."""
     if teacher:
-        return distillation.loss(teacher, run.distil.kind, run.distil.rows, run.distil.calls, run.train.objective)
+        return distillation.loss(teacher, run.distil, run.train.objective)
     return style.loss(run.train.objective) if model.config.trunk == "act" else None
 
 

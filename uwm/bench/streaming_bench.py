@@ -36,11 +36,12 @@ from uwm.bench.seams import seams, smoothness
 from uwm.build import load_model, policy_latency
 from uwm.core.config import from_mapping
 from uwm.core.patterns import Pattern
+from uwm.learn.distillation import DistilConfig
 from uwm.learn.loop import TrainConfig
 from uwm.learn.objective import ObjectiveConfig
 from uwm.robot import evaluate as evaluation
 from uwm.robot.policy import Policy, PolicyConfig
-from uwm.runs import DistilConfig, TrainRun
+from uwm.runs import TrainRun
 from uwm.training import train
 from uwm_envs.pusht import SUCCESS_COVERAGE
 

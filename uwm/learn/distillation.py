@@ -21,6 +21,7 @@ rolling buffer. One call of a progressive student in a buffer of `calls` chunks 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -39,21 +40,36 @@ from uwm.sample.denoise import Denoiser
 WIDTH = 0.01  # of the pseudo-Huber distance, in spreads (Song & Dhariwal 2024, sec. 3.3): squares below, absolute values above
 
 
-def loss(teacher: RobotModel, kind: str, rows: int, calls: int, config: ObjectiveConfig) -> Callable:
-    """A loss for `uwm.learn.loop.train`: how far the student is from its teacher, whose path has `rows` rows.
+@dataclass(frozen=True)
+class DistilConfig:
+    """`teacher`: a checkpoint to distil into one of few calls, "" for none; `rows`: of its path from noise to clean.
 
-    `calls`: into so many parts the path is divided, each of them a whole number of rows. ValueError for other numbers, and for a teacher
-    that predicts noise (at level 1 that says nothing, and all one-call plans begin there) or is a regression.
+    `kind`: a call of a "progressive" student leads down one of the `calls` equal parts of that path, so that it samples in `calls` rows as
+    any model does; a call of a "consistency" student leads to the end, and is held to what it says a part further down.
+    """
+
+    teacher: str = ""
+    kind: str = "consistency"
+    rows: int = 16
+    calls: int = 4
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"a student is of one of the kinds {[*KINDS]}, got {self.kind!r}")
+        if self.calls < 1 or self.rows < 1 or self.rows % self.calls:
+            raise ValueError(f"a part of the path is a whole number of its rows: {self.rows} rows are no multiple of {self.calls} calls")
+
+
+def loss(teacher: RobotModel, distil: DistilConfig, config: ObjectiveConfig) -> Callable:
+    """A loss for `uwm.learn.loop.train`: how far the student is from its teacher.
+
+    ValueError for a teacher that predicts noise (at level 1 that says nothing, and all one-call plans begin there) or is a regression.
     """
     if teacher.config.prediction == "regression":
         raise ValueError(f"{REGRESSION} already: there is nothing to distil")
     if teacher.config.prediction == "noise":
         raise ValueError("a model that predicts noise says nothing at level 1: distil one that predicts velocity or clean tokens")
-    if kind not in KINDS:
-        raise ValueError(f"a student is of one of the kinds {[*KINDS]}, got {kind!r}")
-    if calls < 1 or rows < 1 or rows % calls:
-        raise ValueError(f"a part of the path is a whole number of its rows: {rows} rows are no multiple of {calls} calls")
-    asked = partial(KINDS[kind], teacher.eval().requires_grad_(False), rows, calls)
+    asked = partial(KINDS[distil.kind], teacher.eval().requires_grad_(False), distil.rows, distil.calls)
     return lambda model, batch, generator: objective.loss(model, batch, config, generator, asked)
 
 
