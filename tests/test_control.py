@@ -245,7 +245,7 @@ def test_a_monitor_writes_cameras_buffer_actions_and_the_imagined_future(checkpo
 
 @pytest.mark.parametrize("cameras", [(), ("wrist",)])
 def test_what_is_imagined_is_seen_through_the_policys_cameras_only(checkpoint, cameras):
-    ask = brains._imagination(run_of(checkpoint, policy={**POLICY, "cameras": cameras}))
+    ask = brains._imagination(run_of(checkpoint, policy={**POLICY, "cameras": cameras}), "")
     generator = np.random.default_rng(0)
     seen = {name: generator.integers(0, 256, (32, 32, 3), np.uint8) for name in ("agentview", "wrist")}
     told, blind = ({**seen, "proprio": np.zeros(2, np.float32)} | other for other in ({}, {"agentview": np.zeros((32, 32, 3), np.uint8)}))

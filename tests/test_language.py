@@ -15,7 +15,7 @@ from oracle import unchecked_shapes
 from test_control import SLOW, run_of
 from test_training import prepared, store_of
 from test_training import run_of as training_of
-from uwm import build, cli, control, serve, training
+from uwm import brains, build, cli, control, serve, training
 from uwm.core.config import ConfigError, from_mapping
 from uwm.data import TrainingData
 from uwm.nn.language import LanguageConfig
@@ -105,12 +105,19 @@ def test_a_resumed_training_minds_how_often_it_goes_without(checkpoint):
 # ---- acting ----------------------------------------------------------------------------------------------------------
 
 
+heard = []  # what any of them was told for a plan
+
+
 class Noting(Policy):
     """A policy that keeps what it was told."""
 
     def act(self, memory, observation):
         self.told = observation.instruction
         return super().act(memory, observation)
+
+    def plan(self, memory, observation, *rest):
+        heard.append(observation.instruction)
+        return super().plan(memory, observation, *rest)
 
 
 def test_a_rollout_does_what_the_world_asks_or_what_it_is_told(checkpoint):
@@ -135,12 +142,19 @@ def test_an_evaluation_and_a_control_run_say_what_to_do(checkpoint, tmp_path, mo
     run = from_mapping(EvalRun, {**told, "policy": {"rows": 4, "chunk": 2, "chunks": 2}, "rollouts": 1, "instruction": "go"})
     build._enter_worker(run)
     assert build._roll_one(0, False).ticks <= 4
-    recorded = tmp_path / "acted.zarr"
+    recorded, model = tmp_path / "acted.zarr", training.load_model(checkpoint)[0]
+    monkeypatch.setattr(brains, "Policy", Noting)
+    env = uwm_envs.make("ToyColours", cameras=("agentview",), image_size=32, max_steps=4)
     for given in ("reach the black target", None):
+        heard.clear()
         run = run_of(checkpoint, world=told["world"], instruction=given, record=str(recorded), duration_s=1.0, force=True)
-        assert control.drive(run, VirtualClock(), SLOW)["plans"] > 0
+        found = control.drive(run, VirtualClock(), SLOW)
+        asked = {given} if given else {env.reset(seed=each["seed"])[1]["instruction"] for each in found["episodes"]}
+        assert len(found["episodes"]) > 1 and {tuple(each[0].tolist()) for each in heard if each is not None} == {
+            tuple(vector.tolist()) for vector in model.words(sorted(asked))[0]
+        }, "each episode does what its world asks for"
     with uwm_data.EpisodeStore.open(recorded) as store:
-        assert {store.meta(index)["instruction"] for index in store.episodes} == {"reach the black target", ""}
+        assert {store.meta(index)["instruction"] for index in store.episodes} == {"reach the black target", *asked}
 
 
 def test_a_run_that_cannot_be_understood_does_not_begin(tmp_path):

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from uwm.brains import Brain
+from uwm.brains import Brain, wanted
 from uwm.core.config import ConfigError
 from uwm.robot import budget as budgets
 from uwm.robot.aside import Aside
@@ -109,13 +109,14 @@ class Session:
                 return "episode"
             return "time is over" if tick.due_s + robot.spec.period_s > deadline_s else ""
 
+        instruction = wanted(run, robot.spec, getattr(robot, "instruction", ""))
         if self.recorder:
-            instruction = robot.spec.card.get("instruction", "") if run.instruction is None else run.instruction
             self.recorder.meta = {"instruction": instruction, "seed": seed, "source": f"uwm control, {self.brain.about}"}
         safety = Safety(robot.spec, run.safety)
         listeners = [_Open(each) for each in self.listeners]
         self.controller = Controller(
-            robot, self.brain.policy, self.clock, self.brain.worker, run.controller, listeners, safety, seed
+            robot, self.brain.policy, self.clock, self.brain.worker, run.controller, listeners, safety, seed,
+            instruction if self.brain.hears else "",
         )  # fmt: skip
         statistics = self.controller.run(until=over)
         self._add(statistics, seed)

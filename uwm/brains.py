@@ -8,7 +8,7 @@ elsewhere   server's card -> fits the robot? -> a thread that waits for the serv
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -34,12 +34,13 @@ ANSWER_S = 2.0  # for a server
 
 @dataclass
 class Brain:
-    """A policy wherever it runs: what a controller must know of it, its worker, what it was trained on; and, where it runs here,
-    how its parts are timed and what it imagines."""
+    """A policy wherever it runs: what a controller must know of it, its worker, what it was trained on, whether it has language; and,
+    where it runs here, how its parts are timed and what it imagines."""
 
     policy: PolicyCard
     worker: Worker
     about: str
+    hears: bool = False
     parts: Callable | None = None
     make_imagine: Callable | None = None
 
@@ -51,48 +52,47 @@ def here(run: ControlRun, clock: Clock, spec: RobotSpec, delay_s: Callable | Non
     torch.set_num_threads(run.threads)
     model, card = load_model(run.checkpoint, run.member)
     checkpoints.refuse_mismatch(card, dict(spec.card), run.policy.cameras)
-    run = _asked(run, spec, model.hears)
+    _refuse_deaf(run, model.hears)
     policy = Policy(model, run.policy)
     _refuse_other_sizes(spec, policy.cameras, model.config.autoencoder.image_size, *model.config.sizes(run.member or model.config.acting))
     Planner(policy, run.controller)  # a kind that does not go with this policy is refused before a process starts
     make = partial(planner, run)
     if delay_s is not None:
-        worker: Worker = VirtualWorker(_told(Planner(policy, run.controller), run), clock, delay_s, run.seed)
+        worker: Worker = VirtualWorker(Planner(policy, run.controller), clock, delay_s, run.seed)
     elif run.worker == "thread":
         worker = ThreadWorker(make(), clock, HUNG_S)
     else:
         with signals_blocked():
             worker = ProcessWorker(make, clock, HUNG_S)
     about = f"{run.checkpoint}, step {card['step']}"
-    return Brain(policy.card, worker, about, budgets.parts_of(policy, clock), partial(_imagination, run) if dreams(model, card) else None)
+    make_imagine = partial(_imagination, run, wanted(run, spec) if model.hears else "") if dreams(model, card) else None
+    return Brain(policy.card, worker, about, model.hears, budgets.parts_of(policy, clock), make_imagine)
 
 
 def planner(run: ControlRun) -> Callable[[Job], Answer]:
     """What a worker computes with, warm; called in its process."""
     torch.set_num_threads(run.threads)
     model = load_model(run.checkpoint, run.member)[0]
-    plan = _told(Planner(Policy(model, run.policy), run.controller), run)
+    plan = Planner(Policy(model, run.policy), run.controller)
     plan = plan if run.precision == "float32" else partial(_in_bfloat16, plan)
     action, proprio = model.config.sizes(run.member or model.config.acting)
     side, none = model.config.autoencoder.image_size, np.zeros((0, action), np.float32)
     blank = {name: np.zeros((side, side, 3), np.uint8) for name in model.config.cameras}
     # The first plan of a process is several times slower: a robot must not be the one to wait for it.
-    seen = {**blank, "proprio": np.zeros(proprio, np.float32)}
+    seen = {**blank, "proprio": np.zeros(proprio, np.float32), **({"prompt": "do it"} if model.hears else {})}
     plan(Job(0, 0, seen, none, none, earlier=(seen,) * len(model.config.history)))
     return plan
 
 
-def _asked(run: ControlRun, spec: RobotSpec, hears: bool) -> ControlRun:
-    """The run with what is to be done: as it says, or as the robot's card does. ConfigError when the policy would not understand."""
+def _refuse_deaf(run: ControlRun, hears: bool) -> None:
+    """ConfigError when the policy would not understand what it is told."""
     if run.instruction and not hears:
         raise ConfigError(f"control.instruction={run.instruction!r}: the policy was trained without language, leave it out")
-    own = spec.card.get("instruction", "") if hears else ""
-    return replace(run, instruction=own) if run.instruction is None else run
 
 
-def _told(plan: Callable[[Job], Answer], run: ControlRun) -> Callable[[Job], Answer]:
-    """A planner that is told with every job what is to be done."""
-    return lambda job: plan(replace(job, observation={**job.observation, "prompt": run.instruction}))
+def wanted(run: ControlRun, spec: RobotSpec, asked: str = "") -> str:
+    """What is to be done: what the run says, else what this episode asks for, else what the robot's card does."""
+    return asked or spec.card.get("instruction", "") if run.instruction is None else run.instruction
 
 
 def _in_bfloat16(plan: Callable[[Job], Answer], job: Job) -> Answer:
@@ -100,7 +100,7 @@ def _in_bfloat16(plan: Callable[[Job], Answer], job: Job) -> Answer:
         return plan(job)
 
 
-def _imagination(run: ControlRun) -> Callable:
+def _imagination(run: ControlRun, instruction: str) -> Callable:
     """What the monitor imagines with; called in its process."""
     from uwm.robot.history import observe
 
@@ -110,7 +110,7 @@ def _imagination(run: ControlRun) -> Callable:
     def ask(observation, executed, planned):
         if "proprio" not in observation:
             return {}
-        seen = observe([{**observation, "prompt": run.instruction}], cameras, words=model.words)
+        seen = observe([{**observation, "prompt": instruction}], cameras, words=model.words)
         pictures = imagine(model, seen, executed, planned)
         ticks = model.config.video_frames
         return {f"{name}/in_{tick}": frames[index] for name, frames in pictures.items() for index, tick in enumerate(ticks)}
@@ -132,8 +132,9 @@ def elsewhere(run: ControlRun, clock: Clock, spec: RobotSpec) -> Brain:
         raise ConfigError(f"{run.server} plans for controllers of kind {kind!r}, this one is {ours!r}: add controller.kind={kind}")
     checkpoints.refuse_mismatch(told, dict(spec.card))
     _refuse_other_sizes(spec, policy.cameras, None, told["action_size"], told["proprio_size"])
-    run = _asked(run, spec, told.get("language", "none") != "none")
-    return Brain(policy, ThreadWorker(_told(client.plan, run), clock, HUNG_S), f"{run.server}: {told['checkpoint']}")
+    hears = told.get("language", "none") != "none"
+    _refuse_deaf(run, hears)
+    return Brain(policy, ThreadWorker(client.plan, clock, HUNG_S), f"{run.server}: {told['checkpoint']}", hears)
 
 
 def _refuse_other_sizes(spec: RobotSpec, cameras: tuple[str, ...], side: int | None, action: int, proprio: int) -> None:

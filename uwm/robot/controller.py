@@ -74,7 +74,7 @@ class Controller:
     """One robot, one policy, one loop. The robot is connected and the worker made by the caller, who also closes them.
 
     `policy` a `Policy`, or the `PolicyCard` of one that lives in the worker's process; `safety` None clips to the limits of
-    the specification. `run` may be called once.
+    the specification. `instruction`: what a policy with language is told at every plan. `run` may be called once.
     """
 
     def __init__(
@@ -87,9 +87,11 @@ class Controller:
         listeners: Sequence[Listener] = (),
         safety: Guard | None = None,
         seed: int = 0,
+        instruction: str = "",
     ):
         self.robot, self.policy, self.clock, self.worker = robot, policy, clock, worker
         self.config, self.listeners, self.seed = config or ChunkingConfig(), listeners, seed
+        self.told = {"prompt": instruction} if instruction else {}
         check(policy, self.config)
         self.spec = robot.spec
         self.safety = safety or Clip(self.spec)
@@ -265,8 +267,8 @@ class Controller:
         action = self.spec.action
         queue = np.clip(queue, action.low, action.high).astype(np.float32)  # what will be executed, not what was wished
         self._job = Job(
-            self._jobs, index, observation, queue, executed, min(delay, len(queue)), count, self._memory, restart, self.seed, now_s,
-            self.history.earlier(self.policy.history),
+            self._jobs, index, {**observation, **self.told}, queue, executed, min(delay, len(queue)), count, self._memory, restart,
+            self.seed, now_s, self.history.earlier(self.policy.history),
         )  # fmt: skip
         self.worker.submit(self._job)
         self._executed.clear()

@@ -45,7 +45,7 @@ class SimulatedRobot:
     `name`: refuses a second controller in any process of this machine (`uwm.robot.robots.hold`).
 
     `steps`, `gaps` (steps without an action), `slipped` (periods that the world could not keep up with), `success` and `ended`
-    tell of the episode; a world that has ended goes on.
+    tell of the episode; a world that has ended goes on. `instruction`: what this episode asks for, "" where all ask for the card's.
     """
 
     def __init__(self, env: Any, clock: Clock, seed: int = 0, threaded: bool = False, name: str = "", **limits: Any):
@@ -128,7 +128,8 @@ class SimulatedRobot:
 
     def _begin(self) -> None:
         seed, self._next_seed = self._next_seed, self._next_seed + 1
-        observation, _ = self._in_world(lambda: self.env.reset(seed=seed))
+        observation, told = self._in_world(lambda: self.env.reset(seed=seed))
+        self.instruction = str(told.get("instruction", ""))
         self.seed, self.steps, self.gaps, self.slipped, self.success, self.ended = seed, 0, 0, 0, False, False
         self._moves, self._stopped = False, False
         self._command, self._last = None, np.zeros(self.spec.action.size, np.float32)
