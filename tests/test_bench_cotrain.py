@@ -45,9 +45,18 @@ def test_gates_follow_the_figures():
     assert set(verdicts(found((20, 21)), enough=False)) == {NOT_JUDGED}
     mixed = found((20, 20))
     mixed[bench.name(bench.COTRAINED, 0.05)][0] = {**mixed[bench.name(bench.ALONE, 0.05)][0], "success": 26 / 50}
-    gate = bench.judged(mixed, bench.SHARES, True)[0]
+    gate = next(bench.judged(mixed, bench.SHARES, True))
     assert gate.value == pytest.approx(0.12 / 9) and gate.verdict == HOLDS and gate.interval[0] < 0 < gate.interval[1]
     assert gate.baseline.startswith("policy only / co-trained: 5% 0.40 / 0.44, 10% 0.40 / 0.40, 25%")
+
+
+def test_shares_that_were_measured_by_themselves_are_judged_with_the_others(tmp_path):
+    figures = bench.by_share(found((20, 21)), bench.SHARES)
+    told = lambda only: [(gate.verdict, gate.text) for gate in bench.result({part: figures[part] for part in only}, (0, 1, 2), True).gates]  # noqa: E731
+    assert told(bench.PARTS) == [(HOLDS, "> 0"), (HOLDS, "<= 0.03")]
+    assert told(["5%", "25%"]) == [(NOT_JUDGED, "> 0")] and told(["50%"]) == [] and told(["100%"]) == [(HOLDS, "<= 0.03")]
+    again = json.loads(json.dumps(bench.result(figures, (0, 1, 2), True).figures))
+    assert set(again) == {"curve", *bench.PARTS} and set(again["curve"]) == {"0.05", "0.1", "0.25", "0.5", "1"}
 
 
 def test_the_curve_has_the_intervals_of_all_rollouts():

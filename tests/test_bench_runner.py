@@ -51,52 +51,52 @@ def test_only_gates_that_all_hold_give_exit_code_0(bench, capsys, tmp_path, foun
 
 
 @pytest.fixture
-def two_worlds(monkeypatch):
-    """Registers a bench `two` of the worlds a and b, that measures what `reading` holds."""
+def two_parts(monkeypatch):
+    """Registers a bench `two` of the parts a and b, that measures what `reading` holds."""
     reading = {"a": 0.1, "b": 0.2}
 
     def run(quick, out, only=()):
-        figures = {world: {"error": reading[world]} for world in only or reading}
+        figures = {part: {"error": reading[part]} for part in only or reading}
         figures = runner.beside(figures, out, tuple(reading)) if only else figures
-        gates_of = [Gate(world, found["error"], "<=", 0.5) for world, found in figures.items()]
+        gates_of = [Gate(part, found["error"], "<=", 0.5) for part, found in figures.items()]
         return runner.Result("A claim.", gates_of, (1,), figures)
 
     monkeypatch.setitem(runner.BENCHES, "two", "two_bench")
-    monkeypatch.setitem(sys.modules, "two_bench", SimpleNamespace(run=run, WORLDS=("a", "b")))
+    monkeypatch.setitem(sys.modules, "two_bench", SimpleNamespace(run=run, PARTS=("a", "b")))
     return reading
 
 
-def test_one_world_is_measured_anew_and_judged_beside_the_others_of_the_record(two_worlds, tmp_path, monkeypatch):
+def test_one_part_is_measured_anew_and_judged_beside_the_others_of_the_record(two_parts, tmp_path, monkeypatch):
     out = tmp_path / "two.json"
     assert runner.main("two", out=out) == 0 and "two.json): `uwm bench two`" in results_table.build_table(tmp_path)
     before = json.loads(out.read_text())
-    two_worlds |= {"a": 0.3, "b": 0.7}
+    two_parts |= {"a": 0.3, "b": 0.7}
     monkeypatch.setattr(runner.provenance, "machine", lambda: "another machine")
     assert runner.main("two", out=out, only=["b"]) == 1
     record = json.loads(out.read_text())
     assert record["figures"] == {"a": {"error": 0.1}, "b": {"error": 0.7}} and [gate["value"] for gate in record["gates"]] == [0.1, 0.7]
-    assert record["worlds"]["a"] == before["worlds"]["a"] == {key: before[key] for key in before["worlds"]["a"]}
-    assert record["worlds"]["b"]["machine"] == "another machine" and record["command"] == "uwm bench two --only b"
+    assert record["parts"]["a"] == before["parts"]["a"] == {key: before[key] for key in before["parts"]["a"]}
+    assert record["parts"]["b"]["machine"] == "another machine" and record["command"] == "uwm bench two --only b"
     page = results_table.build_table(tmp_path)
     assert "a by `uwm bench two`" in page and "b by `uwm bench two --only b`" in page
-    out.write_text(json.dumps({key: value for key, value in before.items() if key != "worlds"}))  # a record of before there were worlds
+    out.write_text(json.dumps({key: value for key, value in before.items() if key != "parts"}))  # a record of before there were parts
     assert runner.main("two", out=out, only=["a"]) == 0
-    assert json.loads(out.read_text())["worlds"]["b"] == before["worlds"]["b"]
+    assert json.loads(out.read_text())["parts"]["b"] == before["parts"]["b"]
 
 
-def test_one_world_alone_is_judged_alone(two_worlds, capsys):
+def test_one_part_alone_is_judged_alone(two_parts, capsys):
     assert runner.main("two", only=["b"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "two: holds (1 of 1 gates hold)"
 
 
-def test_worlds_that_are_not_there_and_records_of_something_else_are_refused(two_worlds, bench, tmp_path):
+def test_parts_that_are_not_there_and_records_of_something_else_are_refused(two_parts, bench, tmp_path):
     bench(GOOD)
     out = tmp_path / "made_up.json"
     runner.main("made_up", out=out)
     for name, told, match in (
-        ("two", {"only": ["c"]}, "world of benchmark two 'c'.*a, b"),
-        ("two", {"only": ["a"], "quick": True}, "a quick run has one toy world"),
-        ("made_up", {"only": ["a"]}, "made_up has no worlds"),
+        ("two", {"only": ["c"]}, "part of benchmark two 'c'.*a, b"),
+        ("two", {"only": ["a"], "quick": True}, "a quick run is one toy world"),
+        ("made_up", {"only": ["a"]}, "made_up: it is measured as a whole"),
         ("two", {"only": ["a"], "out": out}, "no full record of benchmark two"),
     ):
         with pytest.raises(ConfigError, match=match):

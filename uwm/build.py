@@ -312,7 +312,7 @@ def _model_without_data(run: TrainRun) -> ModelConfig:
 
 
 def bench(name: str, quick: bool = False, out: Path | None = None, only: Sequence[str] = ()) -> int:
-    """Runs one named benchmark, or `only` some of its worlds; 0 only when every gate holds."""
+    """Runs one named benchmark, or `only` some of its parts; 0 only when every gate holds."""
     from uwm.bench import runner
 
     return runner.main(name, quick, out, only)

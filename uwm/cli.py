@@ -123,8 +123,8 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("name", metavar="NAME", help="which claim; an unknown name lists them")
     bench.add_argument("--quick", action="store_true", help="60 s on small checkpoints; what needs more evidence is *not judged*")
     bench.add_argument("--out", type=Path, metavar="FILE.json", help="where the JSON goes")
-    bench.add_argument("--only", default="", metavar="WORLD,...",
-                       help="some worlds of a bench of several, judged beside what FILE.json holds of the others")  # fmt: skip
+    bench.add_argument("--only", default="", metavar="PART,...",
+                       help="some parts (worlds) of a bench, judged beside what FILE.json holds of the others")  # fmt: skip
     examples = ("uwm data check runs/lift.zarr", "uwm data check runs/lift.zarr --repair")
     published = _command(commands, "import-checkpoint", "read a checkpoint of the UWM authors' code into the paper preset", (
         "uwm import-checkpoint uwm_libero.pt --out runs/uwm-libero",))  # fmt: skip

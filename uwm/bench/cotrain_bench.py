@@ -8,11 +8,12 @@
 Lift from two cameras, 200 demonstrations; the actions are hidden, what the robot felt is not. Both arms have the same network, steps and
 robot samples: for every two of these a co-trained batch holds one of video more. Datasets of one robot share a normaliser. A smaller
 share is part of a larger one, and what is held out is the same for all, neither imitated nor seen as video. Each arm is trained and
-measured once a seed and kept: 30 trainings; a stopped bench goes on. Intervals of gates are over seeds, those of the curve over rollouts.
+measured once a seed and kept: 30 trainings, six for each share, which may be measured by themselves (`--only 5%`); a stopped bench goes
+on. Intervals of gates are over seeds, those of the curve over rollouts.
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from uwm.bench import base, baselines, experiment
 from uwm.bench.baselines import DRAWS, MODES, Task
 from uwm.bench.experiment import SEEDS, Found, gate, values
 from uwm.bench.gates import Gate
-from uwm.bench.runner import Result
+from uwm.bench.runner import Result, beside
 from uwm.bench.unified_bench import TINY, collected
 from uwm.build import make_world
 from uwm.composing import compose
@@ -39,6 +40,7 @@ from uwm.training import held_out, load_model, train
 CLAIM = "Video of episodes without actions helps a policy that has few with actions, and costs nothing where all have them."
 ALONE, COTRAINED = ARMS = ("policy only", "co-trained")
 SHARES = (0.05, 0.1, 0.25, 0.5, 1.0)  # of the training episodes that have actions
+PARTS = {f"{share:.0%}": share for share in SHARES}
 FEW, LOST = 0.25, 0.03  # up to which share a gain is claimed; of successes, where all have actions
 FILM = 0.5  # samples of video without actions for every sample of the robot
 LOSS = "held-out action loss"
@@ -46,14 +48,16 @@ FIRST_SEED, FOLDER = 60_000, "runs/bench/cotrain"
 LIFT = collected("lift", "runs/bench/cotrain_lift.zarr", 200, "train.steps=1000", "train.objective.draws=2")
 
 
-def run(quick: bool, out: Path | None) -> Result:
+def run(quick: bool, out: Path | None, only: Sequence[str] = ()) -> Result:
     """The curve of both arms, three seeds. A quick run trains tiny models for two steps on the toy world: it shows that everything fits."""
     if not quick:
-        return result(study(LIFT, SHARES, FOLDER, SEEDS, *experiment.where(False)), SHARES, SEEDS, True)
+        shares = [PARTS[part] for part in only or PARTS]
+        found = by_share(study(LIFT, shares, FOLDER, SEEDS, *experiment.where(False)), shares)
+        return result(beside(found, out, PARTS) if only else found, SEEDS, True)
     with tempfile.TemporaryDirectory() as folder:
         toy = collected("toy", f"{folder}/toy.zarr", 4, *TINY, "model.horizon=18", workers=1, rollouts=1, windows=4)
         shares = (FEW, 1.0)
-        return result(study(toy, shares, folder, SEEDS[:1], *experiment.where(True)), shares, SEEDS[:1], False)
+        return result(by_share(study(toy, shares, folder, SEEDS[:1], *experiment.where(True)), shares), SEEDS[:1], False)
 
 
 def study(task: Task, shares: Sequence[float], folder: str, seeds: Sequence[int], kept: Path | None, workers: int) -> Found:
@@ -102,21 +106,31 @@ def loss(task: Task, path: Path) -> float:
         return float(objective.loss(model, batch, asked, generator_at(0, 0))[0])
 
 
-def result(found: Found, shares: Sequence[float], seeds: Sequence[int], is_full: bool) -> Result:
-    """Gates, and the curve with the figures behind it."""
-    return Result(CLAIM, judged(found, shares, is_full), seeds, {"curve": curve(found, shares), **experiment.summary(found)})
+def by_share(found: Found, shares: Sequence[float]) -> dict[str, dict]:
+    """{share: figures of both arms}."""
+    return {f"{share:.0%}": experiment.summary({name(arm, share): found[name(arm, share)] for arm in ARMS}) for share in shares}
 
 
-def judged(found: Found, shares: Sequence[float], enough: bool) -> list[Gate]:
+def result(figures: dict[str, dict], seeds: Sequence[int], is_full: bool) -> Result:
+    """Gates, and the curve with the figures behind it, of the shares that were measured."""
+    found: Found = {arm: runs for part in figures.values() for arm, runs in part["by seed"].items()}
+    shares = [PARTS[part] for part in figures]
+    return Result(CLAIM, list(judged(found, shares, is_full)), seeds, {"curve": curve(found, shares), **figures})
+
+
+def judged(found: Found, shares: Sequence[float], is_full: bool) -> Iterator[Gate]:
     """What video gains where few episodes have actions, over these shares, and what it loses where all have; seed by seed."""
     gained = {share: values(found, name(COTRAINED, share), "success") - values(found, name(ALONE, share), "success") for share in shares}
-    few = np.mean([gained[share] for share in shares if share <= FEW], axis=0).round(9)  # in whole rollouts: 0.85 - 0.8 is not quite 0.05
     rates = {share: [values(found, name(arm, share), "success").mean() for arm in ARMS] for share in shares}
-    told = ", ".join(f"{share:.0%} {alone:.2f} / {both:.2f}" for share, (alone, both) in rates.items())
-    return [
-        gate(f"success gained by video, actions in {FEW:.0%} or less", few, ">", 0.0, enough, f"{ALONE} / {COTRAINED}: {told}"),
-        gate("success lost with video, actions in all episodes", -gained[1.0], "<=", LOST, enough, f"{ALONE}, {rates[1.0][0]:.2f}"),
-    ]
+    few = [share for share in shares if share <= FEW]
+    if few:
+        gain = np.mean([gained[share] for share in few], axis=0).round(9)  # in whole rollouts: 0.85 - 0.8 is not quite 0.05
+        told = f"{ALONE} / {COTRAINED}: " + ", ".join(f"{share:.0%} {alone:.2f} / {both:.2f}" for share, (alone, both) in rates.items())
+        enough = is_full and few == [share for share in SHARES if share <= FEW]
+        yield gate(f"success gained by video, actions in {FEW:.0%} or less", gain, ">", 0.0, enough, told)
+    if 1.0 in shares:
+        told = f"{ALONE}, {rates[1.0][0]:.2f}"
+        yield gate("success lost with video, actions in all episodes", -gained[1.0], "<=", LOST, is_full, told)
 
 
 def curve(found: Found, shares: Sequence[float]) -> dict:

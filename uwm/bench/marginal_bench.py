@@ -28,7 +28,7 @@ from uwm.robot.policy import Policy
 
 CLAIM = "A policy may delete its future video instead of marginalising it with noise: it succeeds as often, for less."
 ARMS = ("absent", "noise", "denoised along")
-WORLDS = {"Lift": ("lift", None), "PickPlaceCan": ("can", 250)}  # the checkpoint, and ticks in which it must be done
+PARTS = {"Lift": ("lift", None), "PickPlaceCan": ("can", 250)}  # the checkpoint, and ticks in which it must be done
 COST = 0.05  # of successes
 FIRST_SEED = 90_000
 
@@ -36,14 +36,14 @@ FIRST_SEED = 90_000
 def run(quick: bool, out: Path | None, only: Sequence[str] = ()) -> Result:
     """All arms in both worlds on the same seeds; a quick run drives the toy world with random weights and judges nothing."""
     seeds, figures = list(range(FIRST_SEED, FIRST_SEED + (2 if quick else ROLLOUTS))), {}
-    for world in ("Toy",) if quick else only or WORLDS:
-        name, max_steps = WORLDS.get(world, (None, None))
+    for world in ("Toy",) if quick else only or PARTS:
+        name, max_steps = PARTS.get(world, (None, None))
         checkpoint = base.unified(name) if name else None
         told = [base.weights_of(checkpoint) if checkpoint else "", repr(PLANS), seeds]
         measuring = {arm: partial(measured, world, checkpoint, max_steps, arm, seeds) for arm in ARMS}
         runs = experiment.run_arms(f"marginal-{world}", measuring, (0,), told, *experiment.where(quick))
         figures[world] = {arm: each[0] for arm, each in runs.items()}
-    figures = beside(figures, out, WORLDS) if only else figures
+    figures = beside(figures, out, PARTS) if only else figures
     gates = [each for world, found in figures.items() for each in judged(world, found, not quick)]
     return Result(CLAIM, gates, seeds, figures)
 

@@ -36,11 +36,11 @@ def _section(record: dict, name: str) -> str:
 
 
 def _runs(record: dict) -> list[str]:
-    """How the figures came about, in words: one run, or one for each of several worlds."""
-    worlds: dict[str, list[str]] = {}
-    for world, told in record.get("worlds", {}).items():
-        worlds.setdefault(_run(told), []).append(world)
-    return [f"{', '.join(names)} by {run}" for run, names in worlds.items()] if len(worlds) > 1 else [_run(record)]
+    """How the figures came about, in words: one run, or one for some of its parts each."""
+    runs: dict[str, list[str]] = {}
+    for part, told in record.get("parts", {}).items():
+        runs.setdefault(_run(told), []).append(part)
+    return [f"{', '.join(parts)} by {run}" for run, parts in runs.items()] if len(runs) > 1 else [_run(record)]
 
 
 def _run(told: dict) -> str:

@@ -68,14 +68,14 @@ class Case:
 
 
 LIFT, PUSHT = (Case(goal_image_bench.WORLDS[0], 3, 6, (6, 15), 150), Case(goal_image_bench.WORLDS[1], 4, 4, (20, 60), 300))
-WORLDS = {case.world.name: case for case in (LIFT, PUSHT)}
+PARTS = {case.world.name: case for case in (LIFT, PUSHT)}
 
 
 def run(quick: bool, out: Path | None, only: Sequence[str] = ()) -> Result:
     """All arms in both worlds on the same seeds and moves. A quick run takes random weights: it shows that everything fits together."""
     seeds, figures = range(FIRST_SEED, FIRST_SEED + (2 if quick else ROLLOUTS)), {}
-    for world in ("toy",) if quick else only or WORLDS:
-        case = replace(PUSHT, max_steps=64) if quick else trained(WORLDS[world])
+    for world in ("toy",) if quick else only or PARTS:
+        case = replace(PUSHT, max_steps=64) if quick else trained(PARTS[world])
         quiet = calm(case, 1 if quick else CALM)
         chosen, name = arms(case, quiet["usual"]), case.world.name
         weights = base.weights_of(case.checkpoint) if case.checkpoint else ""
@@ -83,7 +83,7 @@ def run(quick: bool, out: Path | None, only: Sequence[str] = ()) -> Result:
         measuring = {arm: partial(measured, case, policy, seeds) for arm, policy in chosen.items()}
         found = experiment.run_arms(f"revision-{name}", measuring, (0,), told, *experiment.where(quick))
         figures[name] = {"nothing moved": quiet, **{arm: runs[0] for arm, runs in found.items()}}
-    figures = beside(figures, out, WORLDS) if only else figures
+    figures = beside(figures, out, PARTS) if only else figures
     gates = [each for name, found in figures.items() for each in judged(name, found, not quick)]
     return Result(CLAIM, gates, list(seeds), figures)
 

@@ -3,8 +3,8 @@
 A bench is a module in this folder with `run(quick, out) -> Result`. Here its table is printed, its JSON written, and the
 exit code chosen: 0 only when every gate holds.
 
-A bench of several worlds names them in `WORLDS` and takes `run(quick, out, only)`: some of them are measured, and judged together with
-what the record at `out` holds of the others (`beside`). So a day of measuring may be several, on several machines.
+A bench of several parts (worlds, most often) names them in `PARTS` and takes `run(quick, out, only)`: some of them are measured, and judged
+together with what the record at `out` holds of the others (`beside`). So a day of measuring may be several, on several machines.
 """
 
 import importlib
@@ -67,13 +67,13 @@ def main(name: str, quick: bool = False, out: Path | None = None, only: Sequence
     if name not in BENCHES:
         raise ConfigError(unknown(name, BENCHES, "benchmark"))
     module, out = importlib.import_module(BENCHES[name]), None if out is None else Path(out)
-    worlds = () if quick else tuple(getattr(module, "WORLDS", ()))
-    _refuse(name, only, worlds, quick)
+    parts = () if quick else tuple(getattr(module, "PARTS", ()))
+    _refuse(name, only, parts, quick)
     earlier = recorded(out, name) if only else {}
     began = time.perf_counter()
     result = module.run(quick, out, tuple(only)) if only else module.run(quick, out)
     told = told_of(name, quick, only, time.perf_counter() - began)
-    content = as_json(name, result, quick, told) | ({"worlds": _by_world(earlier, told, only or worlds)} if worlds else {})
+    content = as_json(name, result, quick, told) | ({"parts": _by_part(earlier, told, only or parts)} if parts else {})
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
@@ -83,14 +83,14 @@ def main(name: str, quick: bool = False, out: Path | None = None, only: Sequence
     return 0 if result.verdict == HOLDS else 1
 
 
-def _refuse(name: str, only: Sequence[str], worlds: Sequence[str], quick: bool) -> None:
-    """ConfigError for worlds that a bench, or a quick run of it, does not have."""
-    if only and not worlds:
-        why = "a quick run has one toy world" if quick else f"it is measured as a whole, as {name} has no worlds"
-        raise ConfigError(f"only={','.join(only)} for benchmark {name}: {why}")
-    for world in only:
-        if world not in worlds:
-            raise ConfigError(unknown(world, worlds, f"world of benchmark {name}"))
+def _refuse(name: str, only: Sequence[str], parts: Sequence[str], quick: bool) -> None:
+    """ConfigError for parts that a bench, or a quick run of it, does not have."""
+    if only and not parts:
+        why = "a quick run is one toy world" if quick else "it is measured as a whole"
+        raise ConfigError(f"--only {','.join(only)} for benchmark {name}: {why}")
+    for part in only:
+        if part not in parts:
+            raise ConfigError(unknown(part, parts, f"part of benchmark {name}"))
 
 
 def recorded(out: Path | None, name: str) -> dict:
@@ -99,14 +99,14 @@ def recorded(out: Path | None, name: str) -> dict:
         return {}
     record = json.loads(out.read_text())
     if record.get("bench") != name or record.get("quick"):
-        raise ConfigError(f"{out} is no full record of benchmark {name}: its figures cannot stand beside those of one world")
+        raise ConfigError(f"{out} is no full record of benchmark {name}: its figures cannot stand beside those of a part")
     return record
 
 
-def beside(measured: dict, out: Path | None, worlds: Sequence[str]) -> dict:
-    """{world: figures} of `worlds`, in their order: what was measured now, and what the record at `out` holds of the others."""
+def beside(measured: dict, out: Path | None, parts: Sequence[str]) -> dict:
+    """{part: figures} of `parts`, in their order: what was measured now, and what the record at `out` holds of the others."""
     found = (json.loads(out.read_text())["figures"] if out is not None and out.is_file() else {}) | measured
-    return {world: found[world] for world in worlds if world in found}
+    return {part: found[part] for part in parts if part in found}
 
 
 def told_of(name: str, quick: bool, only: Sequence[str], seconds: float) -> dict:
@@ -115,10 +115,10 @@ def told_of(name: str, quick: bool, only: Sequence[str], seconds: float) -> dict
     return {"seconds": round(seconds, 1), "versions": provenance.versions(), "machine": provenance.machine(), "command": command}
 
 
-def _by_world(earlier: dict, told: dict, worlds: Sequence[str]) -> dict:
-    """How the figures of each world came about; where a record of several worlds does not tell, it was one run."""
+def _by_part(earlier: dict, told: dict, parts: Sequence[str]) -> dict:
+    """How the figures of each part came about; where a record of several does not tell, it was one run."""
     whole = {key: earlier[key] for key in told} if earlier else {}
-    return earlier.get("worlds", dict.fromkeys(earlier.get("figures", ()), whole)) | dict.fromkeys(worlds, told)
+    return earlier.get("parts", dict.fromkeys(earlier.get("figures", ()), whole)) | dict.fromkeys(parts, told)
 
 
 def as_json(name: str, result: Result, quick: bool, told: dict) -> dict:

@@ -62,16 +62,16 @@ NEAR, ONE_CALL = 0.03, 0.05  # of successes (or scores) that may be lost to the 
 def run(quick: bool, out: Path | None, only: Sequence[str] = ()) -> Result:
     """All arms in all worlds on the same seeds; a quick run drives the toy world with random weights and judges calls only."""
     figures = {}
-    for world in ("Toy",) if quick else only or WORLDS:
-        case = Case("Toy", "", 2, 2, 4, max_steps=24) if quick else WORLDS[world]()
+    for world in ("Toy",) if quick else only or PARTS:
+        case = Case("Toy", "", 2, 2, 4, max_steps=24) if quick else PARTS[world]()
         chosen = arms(case, *(student_of(case, kind) for kind in STUDENTS)) | with_frames(case)
         measuring = {name: partial(measured, own, asdict(config), seeds_of(own, config)) for name, (own, config) in chosen.items()}
         found = experiment.run_arms(f"streaming-{case.world}", measuring, (0,), _told(case, chosen), *experiment.where(quick))
         latency = {name: policy_latency(_policy(own, config), repeats=30) for name, (own, config) in chosen.items()}
         figures[world] = {name: {**runs[0], "latency_ms": latency[name]} for name, runs in found.items()}
-    figures = beside(figures, out, WORLDS) if only else figures
+    figures = beside(figures, out, PARTS) if only else figures
     gates = [each for world, found in figures.items() for each in judged(world, found, not quick)]
-    gates += judged_together(figures, not quick and set(figures) == set(WORLDS))
+    gates += judged_together(figures, not quick and set(figures) == set(PARTS))
     return Result(CLAIM, gates, range(FIRST_SEED, FIRST_SEED + max(SEEDS.values())), figures)
 
 
@@ -95,7 +95,7 @@ def can() -> Case:
     return Case("PickPlaceCan", str(base.unified("can")), chunk=3, buffer=CHUNKS["PickPlaceCan"], whole=6, max_steps=250)
 
 
-WORLDS = {"PushT": pusht, "Lift": lift, "PickPlaceCan": can}
+PARTS = {"PushT": pusht, "Lift": lift, "PickPlaceCan": can}
 
 
 def student_of(case: Case, kind: str) -> Case:

@@ -54,7 +54,7 @@ TASKS = (
     collected("can", "runs/bench/can.zarr", 200, "train.steps=1500"),
     collected("square", "runs/bench/square.zarr", 200, "train.steps=1500"),
 )  # fmt: skip
-WORLDS = {task.world: task for task in TASKS}
+PARTS = {task.world: task for task in TASKS}
 TINY = ("model=tiny", "autoencoder.steps=2", "train.steps=2", "train.batch=4")
 TINY_SIZES = (("dp-unet", "model.unet.widths=[8,16]"), ("bc-mlp", "model.mlp.width=32"))
 
@@ -62,8 +62,8 @@ TINY_SIZES = (("dp-unet", "model.unet.widths=[8,16]"), ("bc-mlp", "model.mlp.wid
 def run(quick: bool, out: Path | None, only: Sequence[str] = ()) -> Result:
     """All arms on all tasks, three seeds. A quick run trains tiny models for two steps on the toy world: it shows that everything fits."""
     if not quick:
-        figures = {world: experiment.summary(study(WORLDS[world], FOLDER, SEEDS, *experiment.where(False))) for world in only or WORLDS}
-        return result(beside(figures, out, WORLDS) if only else figures, SEEDS, True)
+        figures = {world: experiment.summary(study(PARTS[world], FOLDER, SEEDS, *experiment.where(False))) for world in only or PARTS}
+        return result(beside(figures, out, PARTS) if only else figures, SEEDS, True)
     with tempfile.TemporaryDirectory() as folder:
         return result({"toy": experiment.summary(study(toy(folder), folder, SEEDS[:1], *experiment.where(True)))}, SEEDS[:1], False)
 
@@ -88,7 +88,7 @@ def result(figures: dict[str, dict], seeds: Sequence[int], is_full: bool) -> Res
         for task, found in tasks.items():
             refuse_unequal(task, {arm: int(runs[0]["parameters"]) for arm, runs in found.items()})
     gates = [each for task, found in tasks.items() for each in judged(task, found, is_full)]
-    return Result(CLAIM, [*gates, *judged_together(tasks, is_full and set(tasks) == set(WORLDS))], seeds, figures)
+    return Result(CLAIM, [*gates, *judged_together(tasks, is_full and set(tasks) == set(PARTS))], seeds, figures)
 
 
 def refuse_unequal(task: str, parameters: dict[str, int]) -> None:
