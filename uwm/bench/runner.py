@@ -69,11 +69,13 @@ def main(name: str, quick: bool = False, out: Path | None = None, only: Sequence
     module, out = importlib.import_module(BENCHES[name]), None if out is None else Path(out)
     parts = () if quick else tuple(getattr(module, "PARTS", ()))
     _refuse(name, only, parts, quick)
-    earlier = recorded(out, name) if only else {}
+    recorded(out if only else None, name)  # refused now, not after hours
     began = time.perf_counter()
     result = module.run(quick, out, tuple(only)) if only else module.run(quick, out)
     told = told_of(name, quick, only, time.perf_counter() - began)
-    content = as_json(name, result, quick, told) | ({"parts": _by_part(earlier, told, only or parts)} if parts else {})
+    content = as_json(name, result, quick, told)
+    if parts:
+        content["parts"] = _by_part(recorded(out if only else None, name), told, only or parts)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
