@@ -18,6 +18,7 @@ from uwm.bench import provenance
 from uwm.bench.gates import HOLDS, Gate, overall
 from uwm.bench.page import finite
 from uwm.core.config import ConfigError, unknown
+from uwm_data.durable import replace_file
 
 BENCHES = {
     "ar-diffusion": "uwm.bench.ar_diffusion_bench",
@@ -78,7 +79,7 @@ def main(name: str, quick: bool = False, out: Path | None = None, only: Sequence
         content["parts"] = _by_part(recorded(out if only else None, name), told, only or parts)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        replace_file(out, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())  # it may hold what took a day to measure
     print(table(content))
     held = sum(gate.verdict == HOLDS for gate in result.gates)
     print(f"{name}: {result.verdict} ({held} of {len(result.gates)} gates hold)")
