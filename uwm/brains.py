@@ -79,7 +79,8 @@ def planner(run: ControlRun) -> Callable[[Job], Answer]:
     side, none = model.config.autoencoder.image_size, np.zeros((0, action), np.float32)
     blank = {name: np.zeros((side, side, 3), np.uint8) for name in model.config.cameras}
     # The first plan of a process is several times slower: a robot must not be the one to wait for it.
-    seen = {**blank, "proprio": np.zeros(proprio, np.float32), **({"prompt": "do it"} if model.hears else {})}
+    told = "do it" if run.instruction is None else run.instruction  # so that an encoder of words is open, too
+    seen = {**blank, "proprio": np.zeros(proprio, np.float32), **({"prompt": told} if model.hears else {})}
     plan(Job(0, 0, seen, none, none, earlier=(seen,) * len(model.config.history)))
     return plan
 
