@@ -68,7 +68,7 @@ def two_parts(monkeypatch):
 
 def test_one_part_is_measured_anew_and_judged_beside_the_others_of_the_record(two_parts, tmp_path, monkeypatch):
     out = tmp_path / "two.json"
-    assert runner.main("two", out=out) == 0 and "two.json): `uwm bench two`" in results_table.build_table(tmp_path)
+    assert runner.main("two", out=out) == 0 and "two.json), `uwm bench two`, " in results_table.build_table(tmp_path)
     before = json.loads(out.read_text())
     two_parts |= {"a": 0.3, "b": 0.7}
     monkeypatch.setattr(runner.provenance, "machine", lambda: "another machine")
@@ -78,7 +78,7 @@ def test_one_part_is_measured_anew_and_judged_beside_the_others_of_the_record(tw
     assert record["parts"]["a"] == before["parts"]["a"] == {key: before[key] for key in before["parts"]["a"]}
     assert record["parts"]["b"]["machine"] == "another machine" and record["command"] == "uwm bench two --only b"
     page = results_table.build_table(tmp_path)
-    assert "a by `uwm bench two`" in page and "b by `uwm bench two --only b`" in page
+    assert "(two.json), a: `uwm bench two`, " in page and "(two.json), b: `uwm bench two --only b`, " in page
     out.write_text(json.dumps({key: value for key, value in before.items() if key != "parts"}))  # a record of before there were parts
     assert runner.main("two", out=out, only=["a"]) == 0
     assert json.loads(out.read_text())["parts"]["b"] == before["parts"]["b"]

@@ -32,20 +32,22 @@ def _section(record: dict, name: str) -> str:
     lines = [f"## {record['bench']}: {record['verdict']}", "", record["claim"], ""]
     lines += ["| metric | baseline | value | 95 % interval | gate | verdict |", "|---|---|---|---|---|---|"]
     lines += ["| " + " | ".join(cells(gate)) + " |" for gate in record["gates"]]
-    return "\n".join([*lines, "", f"[{name}]({name}): {'; '.join(_runs(record))}.", ""])
+    runs = _runs(record)
+    lines += ["", *(f"[{name}]({name}), {', '.join(parts)}{': ' if parts else ''}{run}.  " for run, parts in runs.items())]
+    return "\n".join([*lines[:-1], lines[-1].rstrip(), ""])
 
 
-def _runs(record: dict) -> list[str]:
-    """How the figures came about, in words: one run, or one for some of its parts each."""
+def _runs(record: dict) -> dict[str, list[str]]:
+    """{how figures came about, in words: the parts of which it is true}; no parts where it is true of all."""
     runs: dict[str, list[str]] = {}
     for part, told in record.get("parts", {}).items():
         runs.setdefault(_run(told), []).append(part)
-    return [f"{', '.join(parts)} by {run}" for run, parts in runs.items()] if len(runs) > 1 else [_run(record)]
+    return runs if len(runs) > 1 else {_run(record): []}
 
 
 def _run(told: dict) -> str:
     versions = ", ".join(f"{package} {version}" for package, version in told["versions"].items())
-    return f"`{told['command']}`, {told['seconds']:.0f} s on {told['machine']} ({versions})"
+    return f"`{told['command']}`, {told['seconds']:.0f} s on {told['machine']}; {versions}"
 
 
 def main() -> None:
