@@ -57,9 +57,9 @@ def test_a_student_is_trained_once_from_the_cases_own_checkpoint(tmp_path, monke
 
 def test_actions_and_frames_stand_in_one_buffer_where_there_is_such_a_model(monkeypatch):
     monkeypatch.setattr(bench.revision_bench, "trained", lambda case: replace(case, checkpoint="both"))
-    monkeypatch.setattr(bench.revision_bench, "calm", lambda case, count: {"usual": 0.25} if case.checkpoint == "both" else {})
+    monkeypatch.setattr(bench.revision_bench, "calm", lambda case, count: {"usual": [0.25]} if case.checkpoint == "both" else {})
     ((name, (own, config)),) = bench.with_frames(replace(LIFT, checkpoint="acts")).items()
-    assert own == replace(LIFT, checkpoint="both") and (config.frames, config.revise, config.usual) == (True, 1.0, 0.25)
+    assert own == replace(LIFT, checkpoint="both") and (config.frames, config.revise, config.usual) == (True, 1.0, (0.25,))
     assert config.chunk * config.chunks == 18 and not bench.with_frames(PUSHT) and name not in bench.arms(LIFT, LIFT, LIFT)
 
 

@@ -175,7 +175,7 @@ def test_actions_and_frames_stand_chunk_after_chunk():
 
 def test_a_surprise_costs_calls_and_what_was_foreseen_costs_none():
     counts = {}
-    for name, more in {"none": {}, "calm": {"revise": 1.0, "usual": 1e6}, "alarmed": {"revise": 1.0, "usual": 1e-9}}.items():
+    for name, more in {"none": {}, "calm": {"revise": 1.0, "usual": (1e6,)}, "alarmed": {"revise": 1.0, "usual": (1e-9,)}}.items():
         policy = Policy(tiny.model(), replace(FRAMES, primer="zero", **more))
         _, sent = _drive_float(policy, policy.model, policy.start([0]), 4, 0)
         counts[name] = (policy.calls, sent)
@@ -186,22 +186,35 @@ def test_a_surprise_costs_calls_and_what_was_foreseen_costs_none():
 def test_what_is_seen_is_compared_with_what_was_foreseen():
     policy = Policy(tiny.model(), FRAMES)
     start, seen = policy.start([0, 1]), tiny.observation(2, 5)
-    assert policy.distance(start, seen).tolist() == [0.0, 0.0], "nothing was foreseen yet"
+    nothing = lambda found: bool(found.isnan().all())  # noqa: E731
+    assert nothing(policy.distances(start, seen)) and policy.surprise(start, seen).tolist() == [0.0, 0.0], "nothing was foreseen yet"
     memory, actions = policy.act(start, seen)
     memory = policy.done(memory, actions)
     tokens = torch.cat([policy.model.video.encode(image[:, None]) for image in seen.images.values()], dim=1)
     foreseen = replace(memory, expected=pad(tokens, (0, memory.expected.shape[2] - tokens.shape[2])))
-    assert policy.distance(foreseen, seen).tolist() == [0.0, 0.0]
-    moved = replace(foreseen, expected=foreseen.expected + torch.tensor([0.0, 1.0])[:, None, None])
-    far = policy.distance(moved, seen)
-    assert far[0] == 0 and far[1] > 0.5
+    assert not policy.distances(foreseen, seen).any() and policy.distances(foreseen, seen).shape == (2, 8)
+    one = torch.zeros(8)
+    one[5] = 1.0  # of the second environment, a token of the second camera is another one
+    moved = replace(foreseen, expected=foreseen.expected + torch.stack([0 * one, one])[..., None])
+    torch.testing.assert_close(policy.distances(moved, seen), torch.stack([0 * one, one]))
+    usual = [0.5] * 8
+    usual[5] = 0.05
+    found = Policy(policy.model, replace(FRAMES, usual=tuple(usual))).surprise(moved, seen)
+    torch.testing.assert_close(found, torch.tensor([0.0, 1 / 0.05 / 8 - 1]))  # each token in its own usual distance
+    assert policy.surprise(moved, seen).tolist() == [0.0, 0.0], "the mean over the frame is not above 1"
+    half = replace(seen, images={name: image for name, image in seen.images.items() if name == policy.cameras[1]})
+    same = Policy(policy.model, replace(FRAMES, usual=(0.05,)))
+    torch.testing.assert_close(same.surprise(moved, half)[1], torch.tensor(1 / 0.05 / 4 - 1))
     blind = replace(seen, images={}, present={})
-    assert policy.distance(moved, blind).tolist() == [0.0, 0.0], "a camera that is missing is no surprise"
-    assert torch.allclose(Policy(policy.model, replace(FRAMES, usual=0.5)).surprise(moved, seen), (far / 0.5 - 1).clamp(min=0))
+    assert nothing(policy.distances(moved, blind)) and policy.surprise(moved, blind).tolist() == [0.0, 0.0], "a camera that is missing"
+    wrist = Policy(policy.model, replace(FRAMES, cameras=policy.cameras[1:], usual=tuple(usual[4:])))
+    torch.testing.assert_close(wrist.surprise(moved, seen)[1], torch.tensor(1 / 0.05 / 4 - 1))
+    with pytest.raises(ValueError, match=r"policy.usual has 3 numbers: give one, or one for each of the 8 tokens"):
+        Policy(policy.model, replace(FRAMES, usual=(1.0, 2.0, 3.0)))
 
 
 def test_a_batch_with_frames_and_surprises_gives_what_single_environments_give_and_can_be_saved():
-    policy = Policy(tiny.model(), replace(FRAMES, revise=0.5, usual=1.0))
+    policy = Policy(tiny.model(), replace(FRAMES, revise=0.5, usual=(1.0,)))
     memory, outputs = policy.start([1, 2, 3]), []
     for tick in range(3):
         memory = Buffer.from_tensors({name: value.clone() for name, value in memory.tensors().items()})

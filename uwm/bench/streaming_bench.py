@@ -142,7 +142,7 @@ def with_frames(case: Case) -> dict[str, tuple[Case, PolicyConfig]]:
     if case.world != revision_bench.LIFT.world.name:
         return {}
     own = revision_bench.trained(revision_bench.LIFT)
-    usual = revision_bench.calm(own, revision_bench.CALM)["usual"]
+    usual = tuple(revision_bench.calm(own, revision_bench.CALM)["usual"])
     return {"streaming UWM": (replace(case, checkpoint=own.checkpoint), own.policy(frames=True, revise=1.0, usual=usual))}
 
 

@@ -13,6 +13,7 @@ from uwm.robot.history import History, observe
 from uwm.robot.policy import Policy
 from uwm.sample import roll
 
+USUAL = 0.75  # the quantile of distances that is usual: a quarter of what goes well is a small surprise
 
 @dataclass(frozen=True)
 class Moment:
@@ -28,7 +29,8 @@ class Moment:
 class Rollout:
     """One episode: seed, success, ticks, network calls, seconds per policy call; perhaps frames, and the buffer at every call.
 
-    `best`: its largest reward. `distances`: of what was seen from what a buffer with frames had foreseen, from the second call on.
+    `best`: its largest reward. `distances`: of what was seen from what a buffer with frames had foreseen, by token, from the second
+    call on.
     """
 
     seed: int
@@ -39,7 +41,7 @@ class Rollout:
     act_s: list[float] = field(default_factory=list)
     frames: list[np.ndarray] = field(default_factory=list)
     moments: list[Moment] = field(default_factory=list)
-    distances: list[float] = field(default_factory=list)
+    distances: list[list[float]] = field(default_factory=list)
 
 
 def rollout(
@@ -77,8 +79,8 @@ def together(
         took = time.perf_counter() - began
         calls += policy.calls - before
         if policy.config.frames and running[0].result.ticks:
-            for each, distance in zip(running, policy.distance(memory, seen).tolist(), strict=True):
-                each.result.distances.append(distance)
+            for each, distances in zip(running, policy.distances(memory, seen).tolist(), strict=True):
+                each.result.distances.append(distances)
         held, executed = _held(policy, planned) if watched else [], []
         for place, each in enumerate(running):
             each.result.act_s.append(took)
@@ -165,12 +167,13 @@ def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, floa
 
 
 def summary(results: Sequence[Rollout]) -> dict:
-    """Figures of a set of rollouts; calls per executed action."""
+    """Figures of a set of rollouts; calls per executed action. `usual` is that of `PolicyConfig`, where frames stand in the buffer."""
     successes, ticks = sum(r.success for r in results), sum(r.ticks for r in results)
     # Of episodes that went well: what is lost sees all the time what it did not foresee.
-    distances = [distance for r in results if r.success or not successes for distance in r.distances]
+    distances = np.array([tokens for r in results if r.success or not successes for tokens in r.distances])
+    distances = distances[np.isfinite(distances).all(axis=1)] if distances.size else distances
     return {
-        **({"distance_from_foreseen": percentiles(distances)} if distances else {}),
+        **({"usual": np.quantile(distances, USUAL, axis=0).tolist()} if distances.size else {}),
         "success": successes / len(results),
         "successes": successes,
         "interval": wilson(successes, len(results)),

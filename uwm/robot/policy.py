@@ -45,7 +45,8 @@ class PolicyConfig:
 
     `frames`: the frame at the end of every chunk is denoised with it (of a model without video: what will be felt). What comes out is
     compared with what is seen then; in the streaming kind a `surprise` of s takes the buffer back by s * `revise` of its rows (at most
-    all). `usual`: the distance of a frame from what was foreseen when all goes well, as `uwm eval` with frames tells it (p50).
+    all). `usual`: the distance of each token of the next frame from what was foreseen when all goes well, its upper quartile, as `uwm
+    eval` with frames tells it; one number: the same for all.
 
     `marginal`, of the chunked kind: all that the model foresees stands beside the actions as noise, instead of being absent.
 
@@ -68,13 +69,13 @@ class PolicyConfig:
     warm: float = 1.0
     frames: bool = False
     revise: float = 0.0
-    usual: float = 1.0
+    usual: tuple[float, ...] = (1.0,)
     foresee: bool = False
     marginal: bool = False
     cameras: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if self.revise < 0 or not self.usual > 0 or (self.revise and not (self.frames and self.kind == "streaming")):
+        if self.revise < 0 or not self.usual or not min(self.usual) > 0 or (self.revise and not (self.frames and self.kind == "streaming")):
             raise ValueError(f"revise is >= 0 and needs frames in the buffer of a streaming policy, usual is > 0, got {self}")
         if self.frames and self.warm < 1:
             raise ValueError(f"a plan with frames begins from noise: set warm to 1, got {self.warm:g}")
@@ -128,6 +129,12 @@ class Policy:
             raise ValueError(
                 f"the model looks back {self.history[-1]} ticks, further than the {self.ladder.horizon} actions of the buffer reach ahead: "
                 f"more or longer chunks, or a model of a shorter history"
+            )
+        tokens = sum(model.layout[name].frame_tokens for name in self.layout.of_kind("video") if name in self.cameras)
+        if len(config.usual) not in (1, tokens):
+            raise ValueError(
+                f"policy.usual has {len(config.usual)} numbers: give one, or one for each of the {tokens} tokens of a frame that the "
+                f"policy sees, as `uwm eval policy.frames=true` tells them"
             )
         self.step = rule(config.step)
         self.calls = 0
@@ -187,23 +194,31 @@ class Policy:
     def surprise(self, memory: roll.Buffer, observation: Observation) -> Float[Tensor, " B"]:
         """How much further than usual what is seen lies from what the buffer foresaw, in usual distances: 0 is as expected.
 
-        The distance is the mean square over the token of the frame that differs most: what moved may be small. A camera that is missing
-        and a buffer that has foreseen nothing yet are no surprise.
+        The mean over the tokens of the frame, each in its own usual distance: where the arm moves much is usual, where an object
+        stands nothing is. A camera that is missing and a buffer that has foreseen nothing yet are no surprise.
         """
-        return (self.distance(memory, observation) / self.config.usual - 1).clamp(min=0)
+        far = self.distances(memory, observation) / torch.tensor(self.config.usual)
+        return (far.nanmean(dim=1).nan_to_num() - 1).clamp(min=0)
 
     @torch.no_grad()
-    def distance(self, memory: roll.Buffer, observation: Observation) -> Float[Tensor, " B"]:
-        """The distance that `surprise` sets in relation to the usual one; 0 where there is nothing to compare."""
-        found, at = torch.zeros(len(memory.tick)), 0
+    def distances(self, memory: roll.Buffer, observation: Observation) -> Float[Tensor, "B V"]:
+        """The mean square between what is seen and what the buffer foresaw, by token of a frame; NaN where there is nothing to compare.
+
+        The tokens of all cameras that the policy looks through stand one after the other, in the order of the model.
+        """
+        found, at = [], 0
         for name in self.layout.of_kind("video"):
             count, size = self.model.layout[name].frame_tokens, self.model.layout[name].size
             foreseen, at = memory.expected[:, at : at + count, :size], at + count
+            if name not in self.cameras:
+                continue
+            found.append(torch.full((len(foreseen), count), torch.nan))
             if name in observation.images:
                 seen = self.model.video.encode(observation.images[name][:, None])
                 there = observation.present.get(name, torch.ones(len(seen), dtype=torch.bool))
-                found = torch.where(there, found.maximum((seen - foreseen).square().mean(dim=2).amax(dim=1)), found)
-        return torch.where((memory.tick > 0) & ~memory.fresh, found, 0.0)
+                found[-1] = torch.where(there[:, None], (seen - foreseen).square().mean(dim=2), torch.nan)
+        foresaw = (memory.tick > 0) & ~memory.fresh
+        return torch.where(foresaw[:, None], torch.cat(found, dim=1), torch.nan) if found else torch.zeros(len(memory.tick), 0)
 
     @torch.no_grad()
     def plan(
