@@ -20,7 +20,7 @@ from oracle import unchecked_shapes
 from uwm import brains, build, cli, control, serve
 from uwm.core.config import ConfigError, from_mapping
 from uwm.learn.checkpoint import CheckpointError
-from uwm.robot import audit
+from uwm.robot import audit, recording
 from uwm.robot.budget import Budget
 from uwm.robot.clock import MonotonicClock, VirtualClock
 from uwm.robot.inference import Job
@@ -90,6 +90,13 @@ def test_the_same_seeds_give_the_same_recording(checkpoint, tmp_path):
     first, again, other = ([episode(store, 0, name) for name in ("action", "agentview", "stamps")] for store in stores)
     assert all(np.array_equal(one, two) for one, two in zip(first, again, strict=True))
     assert not np.array_equal(first[0], other[0])
+
+
+def test_on_a_virtual_clock_a_tick_waits_for_the_disk(checkpoint, tmp_path, monkeypatch):
+    add = recording.Spool.add
+    monkeypatch.setattr(recording.Spool, "add", lambda self, *frame, **told: time.sleep(0.05) or add(self, *frame, **told))
+    told = drive(checkpoint, record=str(tmp_path / "slow.zarr"), duration_s=3.0)
+    assert not told["troubles"] and len(episode(tmp_path / "slow.zarr", 0, "action")) == told["ticks"] - 1 > 20
 
 
 def episode(path, index, name):

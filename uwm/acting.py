@@ -65,7 +65,8 @@ class Session:
         self.recorder = self.bag = self.monitor = None
         if run.record:
             store = stack.enter_context(open_store(Path(run.record), spec))
-            self.recorder = opened(Recorder(spec, store, Path(f"{run.record}.spool")))
+            waits = not isinstance(self.clock, MonotonicClock)
+            self.recorder = opened(Recorder(spec, store, Path(f"{run.record}.spool"), waits=waits))
             self.recorded += self.recorder.recovered
         if run.bag:
             self.bag = opened(Aside(Bag(spec, run.bag, time.time() - self.clock.now_s()), name="bag"))
