@@ -94,7 +94,7 @@ def test_parts_that_are_not_there_and_records_of_something_else_are_refused(two_
     out = tmp_path / "made_up.json"
     runner.main("made_up", out=out)
     for name, told, match in (
-        ("two", {"only": ["c"]}, "part of benchmark two 'c'.*a, b"),
+        ("two", {"only": ["c"]}, "benchmark two: unknown part 'c'.*valid parts: a, b"),
         ("two", {"only": ["a"], "quick": True}, "a quick run is one toy world"),
         ("made_up", {"only": ["a"]}, "made_up: it is measured as a whole"),
         ("two", {"only": ["a"], "out": out}, "no full record of benchmark two"),

@@ -119,7 +119,8 @@ def parser() -> argparse.ArgumentParser:
     explain.add_argument("--rollout", type=Path, metavar="FILE.mp4", help="with `eval`: an episode as a film of the policy's buffer")
     explain.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     bench = _command(commands, "bench", "measure one claim against its baseline; exit code 0 only when every gate holds", (
-        "uwm bench modes --quick", "uwm bench render --out docs/results/render.json"))  # fmt: skip
+        "uwm bench modes --quick", "uwm bench render --out docs/results/render.json",
+        "uwm bench streaming --only Lift --out docs/results/streaming.json"))  # fmt: skip
     bench.add_argument("name", metavar="NAME", help="which claim; an unknown name lists them")
     bench.add_argument("--quick", action="store_true", help="60 s on small checkpoints; what needs more evidence is *not judged*")
     bench.add_argument("--out", type=Path, metavar="FILE.json", help="where the JSON goes")

@@ -93,7 +93,7 @@ def _refuse(name: str, only: Sequence[str], parts: Sequence[str], quick: bool) -
         raise ConfigError(f"--only {','.join(only)} for benchmark {name}: {why}")
     for part in only:
         if part not in parts:
-            raise ConfigError(unknown(part, parts, f"part of benchmark {name}"))
+            raise ConfigError(f"benchmark {name}: {unknown(part, parts, 'part')}")
 
 
 def recorded(out: Path | None, name: str) -> dict:
