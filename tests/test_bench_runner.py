@@ -57,7 +57,7 @@ def two_parts(monkeypatch):
 
     def run(quick, out, only=()):
         figures = {part: {"error": reading[part]} for part in only or reading}
-        figures = runner.beside(figures, out, tuple(reading)) if only else figures
+        figures = runner.beside(figures, only, out, tuple(reading))
         gates_of = [Gate(part, found["error"], "<=", 0.5) for part, found in figures.items()]
         return runner.Result("A claim.", gates_of, (1,), figures)
 

@@ -53,7 +53,7 @@ def run(quick: bool, out: Path | None, only: Sequence[str] = ()) -> Result:
     if not quick:
         shares = [PARTS[part] for part in only or PARTS]
         found = by_share(study(LIFT, shares, FOLDER, SEEDS, *experiment.where(False)), shares)
-        return result(beside(found, out, PARTS) if only else found, SEEDS, True)
+        return result(beside(found, only, out, PARTS), SEEDS, True)
     with tempfile.TemporaryDirectory() as folder:
         toy = collected("toy", f"{folder}/toy.zarr", 4, *TINY, "model.horizon=18", workers=1, rollouts=1, windows=4)
         shares = (FEW, 1.0)

@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from uwm.bench.gates import Gate
+from uwm_data.durable import replace_file
 
 SEEDS = (0, 1, 2)
 WORKERS = 2  # processes of a full run, one thread each: small models gain nothing from a second thread
@@ -92,9 +93,7 @@ def kept(file: Path, measure: Callable[[], dict]) -> dict:
     if not file.is_file():
         figures = measure()
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(figures))
-        part.replace(file)
+        replace_file(file, json.dumps(figures).encode())
     return json.loads(file.read_text())
 
 

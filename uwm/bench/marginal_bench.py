@@ -43,7 +43,7 @@ def run(quick: bool, out: Path | None, only: Sequence[str] = ()) -> Result:
         measuring = {arm: partial(measured, world, checkpoint, max_steps, arm, seeds) for arm in ARMS}
         runs = experiment.run_arms(f"marginal-{world}", measuring, (0,), told, *experiment.where(quick))
         figures[world] = {arm: each[0] for arm, each in runs.items()}
-    figures = beside(figures, out, PARTS) if only else figures
+    figures = beside(figures, only, out, PARTS)
     gates = [each for world, found in figures.items() for each in judged(world, found, not quick)]
     return Result(CLAIM, gates, seeds, figures)
 

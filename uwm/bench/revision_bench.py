@@ -83,7 +83,7 @@ def run(quick: bool, out: Path | None, only: Sequence[str] = ()) -> Result:
         measuring = {arm: partial(measured, case, policy, seeds) for arm, policy in chosen.items()}
         found = experiment.run_arms(f"revision-{name}", measuring, (0,), told, *experiment.where(quick))
         figures[name] = {"nothing moved": quiet, **{arm: runs[0] for arm, runs in found.items()}}
-    figures = beside(figures, out, PARTS) if only else figures
+    figures = beside(figures, only, out, PARTS)
     gates = [each for name, found in figures.items() for each in judged(name, found, not quick)]
     return Result(CLAIM, gates, list(seeds), figures)
 

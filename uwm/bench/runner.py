@@ -106,8 +106,10 @@ def recorded(out: Path | None, name: str) -> dict:
     return record
 
 
-def beside(measured: dict, out: Path | None, parts: Sequence[str]) -> dict:
-    """{part: figures} of `parts`, in their order: what was measured now, and what the record at `out` holds of the others."""
+def beside(measured: dict, only: Sequence[str], out: Path | None, parts: Sequence[str]) -> dict:
+    """What was measured now; of `only` some parts, {part: figures} in their order with what the record at `out` holds of the others."""
+    if not only:
+        return measured
     found = (json.loads(out.read_text())["figures"] if out is not None and out.is_file() else {}) | measured
     return {part: found[part] for part in parts if part in found}
 

@@ -69,7 +69,7 @@ def run(quick: bool, out: Path | None, only: Sequence[str] = ()) -> Result:
         found = experiment.run_arms(f"streaming-{case.world}", measuring, (0,), _told(case, chosen), *experiment.where(quick))
         latency = {name: policy_latency(_policy(own, config), repeats=30) for name, (own, config) in chosen.items()}
         figures[world] = {name: {**runs[0], "latency_ms": latency[name]} for name, runs in found.items()}
-    figures = beside(figures, out, PARTS) if only else figures
+    figures = beside(figures, only, out, PARTS)
     gates = [each for world, found in figures.items() for each in judged(world, found, not quick)]
     gates += judged_together(figures, not quick and set(figures) == set(PARTS))
     return Result(CLAIM, gates, range(FIRST_SEED, FIRST_SEED + max(SEEDS.values())), figures)

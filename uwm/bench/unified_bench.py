@@ -63,7 +63,7 @@ def run(quick: bool, out: Path | None, only: Sequence[str] = ()) -> Result:
     """All arms on all tasks, three seeds. A quick run trains tiny models for two steps on the toy world: it shows that everything fits."""
     if not quick:
         figures = {world: experiment.summary(study(PARTS[world], FOLDER, SEEDS, *experiment.where(False))) for world in only or PARTS}
-        return result(beside(figures, out, PARTS) if only else figures, SEEDS, True)
+        return result(beside(figures, only, out, PARTS), SEEDS, True)
     with tempfile.TemporaryDirectory() as folder:
         return result({"toy": experiment.summary(study(toy(folder), folder, SEEDS[:1], *experiment.where(True)))}, SEEDS[:1], False)
 

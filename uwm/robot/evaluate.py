@@ -15,6 +15,7 @@ from uwm.sample import roll
 
 USUAL = 0.75  # the quantile of distances that is usual: a quarter of what goes well is a small surprise
 
+
 @dataclass(frozen=True)
 class Moment:
     """The buffer at tick `first`, about to be sent: `future` (H, A) in physical units, its `level` (H,); then `executed` (n, A)."""
