@@ -23,6 +23,7 @@ from uwm.learn.checkpoint import describe
 from uwm.robot import evaluate as evaluation
 from uwm.robot.policy import PolicyConfig
 from uwm.training import train
+from uwm_data.durable import replace_file
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,7 @@ class Stages:
 
 
 def _write(file: Path, content: object) -> None:
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(content))
-    partial.replace(file)
+    replace_file(file, json.dumps(content).encode())
 
 
 def _eval_run(run: DemoRun, path: Path, kind: str) -> build.EvalRun:
