@@ -68,5 +68,5 @@ def test_a_papers_claim_that_does_not_show_is_told_apart_from_a_promise_that_is_
 
 def test_a_summary_has_means_of_numbers_and_keeps_the_rest():
     told = experiment.summary({"ours": [{"error": 1.0, "text": "a"}, {"error": 3.0, "text": "b"}]})
-    assert told["means and standard errors"]["ours"] == {"error": (2.0, pytest.approx(1.0))}
+    assert told[experiment.MEANS]["ours"] == {"error": (2.0, pytest.approx(1.0))}
     assert told["by seed"]["ours"][1]["text"] == "b"

@@ -53,10 +53,23 @@ def test_gates_follow_the_figures():
     assert ahead.interval[0] < 0.2 < ahead.interval[1] and ahead.baseline == "scratch 0.40"
 
 
+def test_numbers_of_demonstrations_that_were_measured_by_themselves_are_judged_with_the_others():
+    figures = bench.by_count(found(frozen=30), bench.FULL.counts)
+
+    def told(only):
+        gates = bench.result(bench.FULL, {part: figures[part] for part in only}, (0,), True).gates
+        return [(gate.verdict, gate.text) for gate in gates]
+
+    assert told(bench.PARTS) == [(HOLDS, "> 0"), (HOLDS, "> 0"), (HOLDS, "<= 0.1")]
+    assert told(["10"]) == [(HOLDS, "> 0"), (HOLDS, "> 0"), (NOT_JUDGED, "<= 0.1")] and told(["25", "50"]) == [(NOT_JUDGED, "<= 0.1")]
+    intervals = bench.result(bench.FULL, figures, (0,), True).figures["intervals of success"]
+    assert intervals["frozen, 10"] == pytest.approx((0.52, 0.675), abs=1e-2) and set(intervals) == set(found())
+
+
 def test_a_quick_run_pretrains_finetunes_and_drives_every_arm():
     with unchecked_shapes():
         result = bench.run(True, None)
-    figures = {arm: runs[0] for arm, runs in result.figures["by seed"].items()}
+    figures = {arm: runs[0] for arm, runs in result.figures["3"]["by seed"].items()}
     assert set(figures) == {bench.name(arm, 3) for arm in bench.ARMS} and result.verdict == NOT_JUDGED
     assert all(len(each["outcomes"]) == 2 and each["demonstrations"] == 3 for each in figures.values())
     learned = {arm.partition(",")[0]: each["learned"] for arm, each in figures.items()}

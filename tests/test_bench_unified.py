@@ -59,6 +59,19 @@ def test_gates_follow_the_figures():
     assert best.baseline == "act, 0.840" and best.value == pytest.approx(-0.02) and best.interval[0] < -0.02 < best.interval[1]
 
 
+def test_seeds_that_were_measured_by_themselves_are_judged_with_the_others():
+    one = {arm: {**runs[0], "parameters": 7} for arm, runs in figures(UWM=41).items()}
+    told = lambda *parts: {gate.name: gate.verdict for gate in bench.result(dict.fromkeys(parts, one), bench.PARTS, True).gates}  # noqa: E731
+    lift = [f"lift-{seed}" for seed in bench.SEEDS]
+    assert set(told(*lift[:2]).values()) == {NOT_JUDGED}, "two seeds are too few"
+    whole = told(*lift, "can-0")
+    assert {verdict for name, verdict in whole.items() if name.startswith("lift")} == {HOLDS}
+    assert {verdict for name, verdict in whole.items() if not name.startswith("lift")} == {NOT_JUDGED}
+    assert set(told(*bench.PARTS).values()) == {HOLDS} and len(bench.PARTS) == 12
+    found = bench.result(dict.fromkeys(lift, one), bench.PARTS, True)
+    assert list(found.seeds) == [0, 1, 2] and set(found.figures) == {*lift, bench.experiment.MEANS}
+
+
 def test_an_arm_is_trained_and_measured_in_the_toy_world(tmp_path):
     task = bench.toy(str(tmp_path))
     baselines.demonstrations(task)

@@ -25,6 +25,7 @@ from uwm_data.durable import replace_file
 SEEDS = (0, 1, 2)
 WORKERS = 2  # processes of a full run, one thread each: small models gain nothing from a second thread
 FOLDER = Path("runs/bench")
+MEANS = "means and standard errors"
 STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # two-sided 95 % of Student's t, by the number of seeds
 
 Found = dict[str, list[dict]]
@@ -129,4 +130,4 @@ def summary(found: Found) -> dict:
     """Mean and standard error of every figure of every arm, and the figures themselves."""
     plain = {arm: [name for name, value in runs[0].items() if isinstance(value, int | float)] for arm, runs in found.items()}
     means = {arm: {name: mean_and_error(values(found, arm, name)) for name in names} for arm, names in plain.items()}
-    return {"means and standard errors": means, "by seed": found}
+    return {MEANS: means, "by seed": found}

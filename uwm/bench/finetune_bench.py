@@ -11,7 +11,7 @@
 Pretrained once on five tasks of robosuite and seven of Meta-World's ML10 (Yu et al. 2020), by their experts' demonstrations, each task an
 equal share, at its own rate and with its own normaliser, told its instruction. The new task is one of ML10's held-out ones. All arms have
 its same 10, 25 or 50 demonstrations, steps, batches, policy and episodes; three seeds of training. Data and models are made the first
-time, in about ten hours on two cores; a stopped bench goes on.
+time, in about ten hours on two cores; a number of demonstrations may be measured by itself (`--only 10`); a stopped bench goes on.
 """
 
 import tempfile
@@ -25,7 +25,7 @@ import numpy as np
 from uwm.bench import base, experiment
 from uwm.bench.experiment import SEEDS, Found
 from uwm.bench.gates import Gate
-from uwm.bench.runner import Result
+from uwm.bench.runner import Result, beside
 from uwm.build import collect, make_world
 from uwm.composing import compose
 from uwm.core.config import from_mapping, to_mapping
@@ -92,6 +92,7 @@ FULL = Study(
     ("model.language.kind=minilm", "model.video_frames=[8,16]"), ("train.steps=6000", "threads=0"), ("train.steps=1000",),
     ("world.max_steps=200",),  # experts need about a hundred
 )  # fmt: skip
+PARTS = {str(count): count for count in FULL.counts}
 
 
 def toy(folder: str) -> Study:
@@ -101,21 +102,24 @@ def toy(folder: str) -> Study:
     return Study(folder, tasks, tasks[0], 3, (3,), ("model.video_frames=[8]",), tiny, tiny, ("world.max_steps=8",), rollouts=2, workers=1)
 
 
-def run(quick: bool, out: Path | None) -> Result:
+def run(quick: bool, out: Path | None, only: Sequence[str] = ()) -> Result:
     """All arms with every number of demonstrations. A quick run judges nothing."""
     if not quick:
-        return result(FULL, study(FULL, SEEDS, *experiment.where(False)), SEEDS, True)
+        counts = [PARTS[part] for part in only or PARTS]
+        found = by_count(study(FULL, counts, SEEDS, *experiment.where(False)), counts)
+        return result(FULL, beside(found, only, out, PARTS), SEEDS, True)
     with tempfile.TemporaryDirectory() as folder:
         chosen = toy(folder)
-        return result(chosen, study(chosen, SEEDS[:1], *experiment.where(True)), SEEDS[:1], False)
+        found = study(chosen, chosen.counts, SEEDS[:1], *experiment.where(True))
+        return result(chosen, by_count(found, chosen.counts), SEEDS[:1], False)
 
 
-def study(chosen: Study, seeds: Sequence[int], kept: Path | None, workers: int) -> Found:
+def study(chosen: Study, counts: Sequence[int], seeds: Sequence[int], kept: Path | None, workers: int) -> Found:
     """{arm and number of demonstrations: its figures for every seed}; pretrains first, or goes on with it."""
-    for task, count in dict.fromkeys([(task, chosen.episodes) for task in chosen.tasks] + [(chosen.held_out, n) for n in chosen.counts]):
+    for task, count in dict.fromkeys([(task, chosen.episodes) for task in chosen.tasks] + [(chosen.held_out, n) for n in counts]):
         demonstrations(chosen, task, count)
     begun = str(train(pretraining(chosen)))
-    cells = {name(arm, count): (arm, count) for count in chosen.counts for arm in ARMS}
+    cells = {name(arm, count): (arm, count) for count in counts for arm in ARMS}
     measuring = {cell: partial(measured, chosen, begun, *which) for cell, which in cells.items()}
     configs = {cell: to_mapping(run_of(chosen, begun, *which, 0)) for cell, which in cells.items()} if kept else {}
     told = [asdict(chosen), base.weights_of(begun), FIRST_SEED, configs]
@@ -182,25 +186,32 @@ def outcomes(found: Found, arm: str, counts: Sequence[int]) -> np.ndarray:
     return np.concatenate([each["outcomes"] for count in counts for each in found[name(arm, count)]])
 
 
-def result(chosen: Study, found: Found, seeds: Sequence[int], enough: bool) -> Result:
-    """The gates, and all figures with the intervals of success over the seeds."""
-    intervals = {cell: evaluation.wilson(int(sum(outcomes)), len(outcomes)) for cell, outcomes in _pooled(found)}
-    return Result(CLAIM, list(judged(chosen, found, enough)), seeds, {"intervals of success": intervals, **experiment.summary(found)})
+def by_count(found: Found, counts: Sequence[int]) -> dict[str, dict]:
+    """{number of demonstrations: figures of all arms}."""
+    return {str(count): experiment.summary({name(arm, count): found[name(arm, count)] for arm in ARMS}) for count in counts}
 
 
-def _pooled(found: Found) -> Iterator[tuple[str, list[float]]]:
-    for cell, runs in found.items():
-        yield cell, [outcome for each in runs for outcome in each["outcomes"]]
+def result(chosen: Study, figures: dict[str, dict], seeds: Sequence[int], enough: bool) -> Result:
+    """The gates, and all figures with the intervals of success over the seeds, of the numbers of demonstrations that were measured."""
+    found: Found = {arm: runs for part in figures.values() for arm, runs in part["by seed"].items()}
+    pooled = {arm: np.concatenate([each["outcomes"] for each in runs]) for arm, runs in found.items()}
+    intervals = {arm: evaluation.wilson(int(sum(each)), len(each)) for arm, each in pooled.items()}
+    return Result(CLAIM, list(judged(chosen, found, enough)), seeds, {"intervals of success": intervals, **figures})
 
 
 def judged(chosen: Study, found: Found, enough: bool) -> Iterator[Gate]:
     """The best way to finetune against both that begin with nothing, episode by episode; and LoRA against all weights."""
-    fewest = chosen.counts[:1]
-    best = max(KINDS, key=lambda kind: outcomes(found, kind, fewest).mean())
+    counts = [count for count in chosen.counts if name("full", count) in found]
+    if chosen.counts[0] in counts:
+        yield from _ahead(chosen.counts[0], found, enough)
+    lost, interval = experiment.paired(outcomes(found, "full", counts) - outcomes(found, "lora", counts))
+    told = f"full {outcomes(found, 'full', counts).mean():.2f}"
+    yield Gate("mean of all numbers: lost by lora", lost, "<=", LOST, enough and len(counts) == len(chosen.counts), told, interval)
+
+
+def _ahead(count: int, found: Found, enough: bool) -> Iterator[Gate]:
+    best = max(KINDS, key=lambda kind: outcomes(found, kind, [count]).mean())
     for other in ("scratch", "dp"):
-        ahead, interval = experiment.paired(outcomes(found, best, fewest) - outcomes(found, other, fewest))
-        told = f"{other} {outcomes(found, other, fewest).mean():.2f}"
-        yield Gate(f"{fewest[0]} demonstrations: {best} ahead of {other}", ahead, ">", 0.0, enough, told, interval)
-    lost, interval = experiment.paired(outcomes(found, "full", chosen.counts) - outcomes(found, "lora", chosen.counts))
-    told = f"full {outcomes(found, 'full', chosen.counts).mean():.2f}"
-    yield Gate("mean of all numbers: lost by lora", lost, "<=", LOST, enough, told, interval)
+        ahead, interval = experiment.paired(outcomes(found, best, [count]) - outcomes(found, other, [count]))
+        told = f"{other} {outcomes(found, other, [count]).mean():.2f}"
+        yield Gate(f"{count} demonstrations: {best} ahead of {other}", ahead, ">", 0.0, enough, told, interval)
