@@ -1,4 +1,4 @@
-"""`uwm control` on the toy world: whole runs on a virtual clock, and on the machine's with signals, a server and a monitor."""
+"""`uwm control` on the toy world: whole runs on a virtual clock, and on the machine's with signals and a server."""
 
 import json
 import os
@@ -26,7 +26,6 @@ from uwm.robot.clock import MonotonicClock, VirtualClock
 from uwm.robot.inference import Job
 from uwm.robot.interface import RobotError
 from uwm.robot.interrupts import Interrupts
-from uwm.robot.monitor import Monitor, MonitorError
 from uwm.robot.policy import PolicyConfig
 from uwm.robot_maker import make_robot
 
@@ -225,63 +224,6 @@ def test_what_is_wrong_is_one_line(checkpoint, capfd, words, code, expected):
     assert cli.main(["control", f"checkpoint={checkpoint}", *WORDS, *words]) == code
     told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("uwm: error:")]
     assert len(told) == 1 and expected in told[0]
-
-
-# ---- monitor ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_monitor_writes_cameras_buffer_actions_and_the_imagined_future(checkpoint, tmp_path):
-    import rerun
-
-    path = tmp_path / "run.rrd"
-    told = drive(checkpoint, monitor=str(path), duration_s=3.0)
-    assert not told["troubles"] and told["listener_errors"] == 0
-    recording = rerun.dataframe.load_recording(path)
-    entities = {column.entity_path for column in recording.schema().component_columns()}
-    assert {"/camera/agentview", "/camera/wrist", "/action/proposed", "/action/sent", "/buffer/level", "/timing/latency_ms"} <= entities
-    assert {"/imagined/agentview/in_4", "/imagined/wrist/in_8"} <= entities, "the model's own future frames"
-    rows = recording.view(index="log_tick", contents="/**").select().read_all()
-    counts = {name: len(rows[name].drop_null()) for name in rows.column_names}
-    of = lambda entity: max(count for name, count in counts.items() if name.startswith(f"{entity}:"))  # noqa: E731
-    assert min(of(f"/camera/{name}") for name in ("agentview", "wrist")) >= 20 and of("/imagined/wrist/in_8") >= 2, counts
-    assert min(of("/buffer/level"), of("/buffer/action"), of("/action/sent"), of("/action/proposed")) >= 20, counts
-    name = next(name for name in rows.column_names if name.startswith("/timing/latency_ms:Scalar"))
-    latencies = np.concatenate([np.array(value) for value in rows[name].drop_null().to_pylist()])
-    assert len(latencies) >= 10 and np.allclose(latencies, 150), "two ticks a plan, as told"
-
-
-@pytest.mark.parametrize("cameras", [(), ("wrist",)])
-def test_what_is_imagined_is_seen_through_the_policys_cameras_only(checkpoint, cameras):
-    ask = brains._imagination(run_of(checkpoint, policy={**POLICY, "cameras": cameras}), "")
-    generator = np.random.default_rng(0)
-    seen = {name: generator.integers(0, 256, (32, 32, 3), np.uint8) for name in ("agentview", "wrist")}
-    told, blind = ({**seen, "proprio": np.zeros(2, np.float32)} | other for other in ({}, {"agentview": np.zeros((32, 32, 3), np.uint8)}))
-    pictures, others = (ask(each, np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32)) for each in (told, blind))
-    same = all(np.array_equal(pictures[name], others[name]) for name in pictures)
-    assert "agentview/in_4" in pictures and same == bool(cameras)
-
-
-def test_a_monitor_that_dies_does_not_stop_the_robot(checkpoint, tmp_path, monkeypatch):
-    made = Monitor.__init__
-
-    def killed(self, *values, **named):
-        made(self, *values, **named)
-        self._process.kill()
-        self._process.join()
-
-    monkeypatch.setattr(Monitor, "__init__", killed)
-    told = drive(checkpoint, monitor=str(tmp_path / "run.rrd"), duration_s=3.0)
-    assert told["ticks"] == 30 and "its process died" in told["troubles"]["monitor"]
-
-
-def test_a_missing_viewer_or_screen_is_named(checkpoint, monkeypatch):
-    monkeypatch.delenv("DISPLAY", raising=False)
-    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    with pytest.raises(MonitorError, match="there is no screen here"):
-        drive(checkpoint, monitor="rerun")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install 'uwm\[view\]'"):
-        drive(checkpoint, monitor="run.rrd")
 
 
 # ---- on the machine's clock ------------------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ import uwm_data
 import uwm_envs
 from oracle import unchecked_shapes
 from test_control import SLOW, run_of
+from test_control_monitor import Imagining
 from test_training import prepared, store_of
 from test_training import run_of as training_of
-from uwm import brains, build, cli, control, serve, training
+from uwm import acting, brains, build, cli, control, serve, training
 from uwm.core.config import ConfigError, from_mapping
 from uwm.data import TrainingData
 from uwm.nn.language import LanguageConfig
@@ -144,15 +145,20 @@ def test_an_evaluation_and_a_control_run_say_what_to_do(checkpoint, tmp_path, mo
     assert build._roll_one(0, False).ticks <= 4
     recorded, model = tmp_path / "acted.zarr", training.load_model(checkpoint)[0]
     monkeypatch.setattr(brains, "Policy", Noting)
+    monkeypatch.setattr(acting, "Monitor", Imagining)
     env = uwm_envs.make("ToyColours", cameras=("agentview",), image_size=32, max_steps=4)
     for given in ("reach the black target", None):
         heard.clear()
-        run = run_of(checkpoint, world=told["world"], instruction=given, record=str(recorded), duration_s=1.0, force=True)
+        run = run_of(
+            checkpoint, world=told["world"], instruction=given, record=str(recorded), duration_s=1.0, force=True,
+            monitor=str(tmp_path / "acted.rrd"),
+        )  # fmt: skip
         found = control.drive(run, VirtualClock(), SLOW)
         asked = {given} if given else {env.reset(seed=each["seed"])[1]["instruction"] for each in found["episodes"]}
         assert len(found["episodes"]) > 1 and {tuple(each[0].tolist()) for each in heard if each is not None} == {
             tuple(vector.tolist()) for vector in model.words(sorted(asked))[0]
         }, "each episode does what its world asks for"
+        assert {prompt for prompt, _ in Imagining.asked} == asked, "and imagines it"
     with uwm_data.EpisodeStore.open(recorded) as store:
         assert {store.meta(index)["instruction"] for index in store.episodes} == {"reach the black target", *asked}
 

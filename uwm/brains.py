@@ -65,7 +65,7 @@ def here(run: ControlRun, clock: Clock, spec: RobotSpec, delay_s: Callable | Non
         with signals_blocked():
             worker = ProcessWorker(make, clock, HUNG_S)
     about = f"{run.checkpoint}, step {card['step']}"
-    make_imagine = partial(_imagination, run, wanted(run, spec) if model.hears else "") if dreams(model, card) else None
+    make_imagine = partial(_imagination, run) if dreams(model, card) else None
     return Brain(policy.card, worker, about, model.hears, budgets.parts_of(policy, clock), make_imagine)
 
 
@@ -101,7 +101,7 @@ def _in_bfloat16(plan: Callable[[Job], Answer], job: Job) -> Answer:
         return plan(job)
 
 
-def _imagination(run: ControlRun, instruction: str) -> Callable:
+def _imagination(run: ControlRun) -> Callable:
     """What the monitor imagines with; called in its process."""
     from uwm.robot.history import observe
 
@@ -111,7 +111,7 @@ def _imagination(run: ControlRun, instruction: str) -> Callable:
     def ask(observation, executed, planned):
         if "proprio" not in observation:
             return {}
-        seen = observe([{**observation, "prompt": instruction}], cameras, words=model.words)
+        seen = observe([observation], cameras, words=model.words)
         pictures = imagine(model, seen, executed, planned)
         ticks = model.config.video_frames
         return {f"{name}/in_{tick}": frames[index] for name, frames in pictures.items() for index, tick in enumerate(ticks)}

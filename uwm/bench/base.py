@@ -22,7 +22,11 @@ LIFT = (Path("runs/demo/model"), Path("runs/base/lift/model"))
 LIFT_DATA = Path("runs/bench/lift400.zarr")
 AT_ONCE = 8  # rollouts side by side, which share the calls of a policy
 # world of configs: its episodes, how many, and how many steps
-UNIFIED = {"lift": (LIFT_DATA, 400, 1200), "can": (Path("runs/bench/can200.zarr"), 200, 4600)}
+UNIFIED = {
+    "lift": (LIFT_DATA, 400, 1200),
+    "can": (Path("runs/bench/can200.zarr"), 200, 4600),
+    "square": (Path("runs/bench/square200.zarr"), 200, 4600),
+}
 
 
 def lift() -> Path:

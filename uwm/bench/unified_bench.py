@@ -53,7 +53,7 @@ TASKS = (
     ),
     collected("lift", str(delay_bench.LIFT_DATA), 400, "train.steps=1500"),
     collected("can", str(base.UNIFIED["can"][0]), 200, "train.steps=1500"),
-    collected("square", "runs/bench/square.zarr", 200, "train.steps=1500"),
+    collected("square", str(base.UNIFIED["square"][0]), 200, "train.steps=1500"),
 )  # fmt: skip
 PARTS = {f"{task.world}-{seed}": (task, seed) for task in TASKS for seed in SEEDS}
 TINY = ("model=tiny", "autoencoder.steps=2", "train.steps=2", "train.batch=4")

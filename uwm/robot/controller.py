@@ -164,7 +164,7 @@ class Controller:
             result.index if result else None,
             result.finished_s - self._submitted_s if result else None,
             answer.calls if answer else 0, late, str(result.error) if result and result.error else "",
-            proposed, plan, self.schedule.ahead(index + 1, self.spec.action.size), verdict, sent,
+            proposed, plan, self.schedule.ahead(index + 1, self.spec.action.size), verdict, sent, self.told.get("prompt", ""),
         )  # fmt: skip
 
     # ---- the robot ---------------------------------------------------------------------------------------------

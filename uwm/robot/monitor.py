@@ -49,7 +49,8 @@ class Monitor:
 
     `policy`: for the levels of its buffer. `memory()` gives the policy's memory, if anyone knows it. `make_imagine()` is
     called in the monitor's process (picklable) and returns a function (observation, executed (n, A), planned (m, A)) ->
-    {"CAMERA/in_TICKS": picture}, asked every `every` ticks. MonitorError or ImportError when it cannot begin.
+    {"CAMERA/in_TICKS": picture}, asked every `every` ticks; "prompt" of an observation is what the policy is told. MonitorError or
+    ImportError when it cannot begin.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ def levels(policy: PolicyConfig, memory: Mapping[str, np.ndarray] | None) -> tup
     if memory is None or policy.kind != "streaming" or policy.frames or bool(memory["fresh"][0]):
         return None
     remaining = plans.streaming_remaining(policy.rows, policy.chunks, torch.from_numpy(memory["tick"][:1]))[0]
-    return np.repeat(remaining.numpy() / policy.rows, policy.chunk), memory["future"][0]
+    return policy.ladder.level(remaining).numpy(), memory["future"][0]
 
 
 def _refuse(target: str) -> None:
@@ -175,14 +176,17 @@ class _Screen:
             self.recording.save(target)
         for name in ("action/proposed", "action/sent"):
             self.recording.log(name, rerun.SeriesLines(names=list(spec.action.names)), static=True)
-        self.executed: deque[np.ndarray] = deque(maxlen=32)
+        self.executed: deque[np.ndarray] = deque(maxlen=32)  # in this episode
         self.began_s, self.behaviour = None, ""
-        self.shown, self.imagined = 0, -every  # ticks: index begins anew with every episode
+        self.shown, self.imagined, self.index = 0, -every, -1  # ticks; `index` begins anew with every episode
 
     def show(self, tick: Any, buffer: tuple[np.ndarray, np.ndarray] | None, is_behind: bool) -> None:
         """One tick; `is_behind`: the next one waits already, so that imagining can wait."""
         self.began_s = tick.began_s if self.began_s is None else self.began_s
         self.recording.set_time("seconds", duration=tick.began_s - self.began_s)
+        if tick.index <= self.index:
+            self.executed.clear()
+        self.index = tick.index
         self._readings(tick)
         self._actions(tick, buffer)
         self._timing(tick)
@@ -230,7 +234,7 @@ class _Screen:
             self.recording.log("behaviour", self.rerun.TextLog(f"{verdict.behaviour} {verdict.reason}".strip()))
 
     def _imagined(self, tick: Any) -> None:
-        observation = {name: reading.value for name, reading in tick.readings.items()}
+        observation = {**{name: reading.value for name, reading in tick.readings.items()}, "prompt": tick.instruction}
         size = self.spec.action.size
         executed = np.array(self.executed, np.float32).reshape(-1, size)
         # The action of this tick is under way: it is the first of the future, and belongs no longer to what was executed.

@@ -25,7 +25,7 @@ class Tick:
     sensors without a usable new value; `delay` ticks that a plan is assumed to take; `asked`, `finished` index of a plan asked
     for or arrived in this tick, with its `latency_s`, `calls` and how many of its actions were `late`, or its `failure`;
     `proposed`, `verdict`, `sent` the action on its way, None where there was none; `plan` the index of the plan that it comes
-    from; `ahead` (k, A) the actions that are planned next.
+    from; `ahead` (k, A) the actions that are planned next; `instruction` what the policy is told to do, "" without language.
     """
 
     index: int
@@ -46,6 +46,7 @@ class Tick:
     ahead: np.ndarray
     verdict: Verdict
     sent: np.ndarray | None
+    instruction: str = ""
 
     @property
     def queue(self) -> int:
