@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 import torch
 
+import sentences
 import tiny
 from judges import judging
 from uwm.core.config import to_mapping
 from uwm.learn import checkpoint as checkpoints
-from uwm.robot.history import observe
+from uwm.nn.language import LanguageConfig
+from uwm.robot.history import History, observe
 from uwm.robot.policy import Policy, PolicyConfig
 from uwm.training import load_model
 
 JUDGE = "lerobot-0.4.4"
 TICKS = 7  # two chunks of three, and the first action of a third
+TASK, OTHER = "push the disc", "go to the target"
 LOW, HIGH = [-0.5, -1.0], [0.5, 0.25]
 
 
@@ -55,8 +58,9 @@ def plugin(site):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A tiny checkpoint with limits that its actions meet."""
-    net = tiny.model(action_size=2, proprio_size=3)
+    """A tiny checkpoint with limits that its actions meet, which looks back and hears."""
+    language = LanguageConfig("minilm", str(sentences.minilm(tmp_path_factory.mktemp("minilm")))).resolved()
+    net = tiny.model(action_size=2, proprio_size=3, history=(2,), language=language)
     weights = net.state_dict()
     card = {"model": to_mapping(net.config), "cameras": list(tiny.CAMERAS), "action": {"low": LOW, "high": HIGH}}
     path = tmp_path_factory.mktemp("run") / "model"
@@ -71,12 +75,17 @@ def seen():
     return {**frames, "proprio": generator.normal(size=(TICKS, 3)).astype(np.float32)}
 
 
-def ours(checkpoint, arrays, seed):
+def ours(checkpoint, arrays, seed, task=TASK):
     """Actions (T, A) of our own loop on the same observations, one chunk per three ticks."""
     policy = Policy(load_model(checkpoint)[0], PolicyConfig(rows=4, chunk=3, chunks=2, past=2))
-    memory, actions = policy.start([seed]), []
-    for tick in range(0, TICKS, 3):
-        memory, chunk = policy.act(memory, observe([{key: values[tick] for key, values in arrays.items()}], tiny.CAMERAS))
+    memory, history, actions = policy.start([seed]), History.reaching(policy.history), []
+    for tick in range(TICKS):
+        now = {key: values[tick] for key, values in arrays.items()}
+        history = history.add(now)
+        if tick % 3:
+            continue
+        seen = observe([{**now, "prompt": task}], tiny.CAMERAS, [history.earlier(policy.history)], policy.model.words)
+        memory, chunk = policy.act(memory, seen)
         chunk = chunk.clamp(torch.tensor(LOW), torch.tensor(HIGH))
         memory = policy.done(memory, chunk)
         actions.append(chunk[0].numpy())
@@ -100,6 +109,7 @@ def driven(site, checkpoint, tmp_path_factory):
     keys = {"proprio": "observation.state", **{name: f"observation.images.{name}" for name in tiny.CAMERAS}}
     given = judging.save(folder / "seen", {keys[name]: values for name, values in seen().items()})
     request = {"site": str(site), "type": "uwm", "folder": str(folder / "made"), "observations": given, "out": str(folder / "out")}
+    request |= {"task": TASK, "other": OTHER}
     return judging.ask(JUDGE, "lerobot_policy", request, folder / "home"), judging.load(folder / "out")
 
 
@@ -124,6 +134,10 @@ class ControlComparisons:
         np.testing.assert_allclose(driven[1]["again"], ours(checkpoint, seen(), seed=1), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(driven[1]["chunk"][0], ours(checkpoint, seen(), seed=2)[:3], rtol=1e-4, atol=1e-5)
         assert not np.allclose(driven[1]["again"], driven[1]["actions"], atol=1e-3)
+
+    def test_the_task_that_is_recorded_under_is_the_instruction(self, driven, checkpoint):
+        np.testing.assert_allclose(driven[1]["other"], ours(checkpoint, seen(), seed=0, task=OTHER), rtol=1e-4, atol=1e-5)
+        assert not np.allclose(driven[1]["other"], driven[1]["actions"], atol=1e-3)
 
     def test_training_there_is_refused_with_the_way_to_do_it(self, driven):
         assert "uwm train" in driven[0]["refusal"] and driven[0]["trainable"] > 10

@@ -2,6 +2,7 @@
 
 import shutil
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from lerobot_policy_uwm.configuration_uwm import UwmConfig
 from uwm.nn.model import Observation
+from uwm.robot.history import History
 from uwm.robot.policy import Policy
 from uwm.training import load_model
 
@@ -20,7 +22,11 @@ FILES = ("checkpoint.json", "model.safetensors", "average.safetensors")
 
 
 class UwmPolicy(PreTrainedPolicy):
-    """`uwm.robot.policy.Policy` with its memory, for B robots that begin and end their episodes together (`reset`)."""
+    """`uwm.robot.policy.Policy` with its memory, for B robots that begin and end their episodes together (`reset`).
+
+    A batch's "task" is the instruction of a model with language. A model that looks back sees what `select_action` was shown at the
+    ticks before; who asks for a chunk at a time shows it one observation a chunk.
+    """
 
     config_class = UwmConfig
     name = "uwm"
@@ -29,8 +35,6 @@ class UwmPolicy(PreTrainedPolicy):
         super().__init__(config)
         config.validate_features()
         self.model, self.card = load_model(config.checkpoint, config.member)
-        if self.model.config.history:
-            raise ValueError(f"LeRobot shows the present only, and {config.checkpoint} looks back {list(self.model.config.history)} ticks")
         self.policy = Policy(self.model, config.policy)
         told = self.card.get("action", {})
         self.low, self.high = (torch.tensor(told.get(key, end)) for key, end in (("low", -torch.inf), ("high", torch.inf)))
@@ -56,7 +60,7 @@ class UwmPolicy(PreTrainedPolicy):
     def reset(self) -> None:
         """A new episode, with a seed of its own."""
         self.episode += 1
-        self.memory, self.queue = None, deque()
+        self.memory, self.queue, self.history = None, deque(), History.reaching(self.policy.history)
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict]:
         """Not here."""
@@ -72,7 +76,22 @@ class UwmPolicy(PreTrainedPolicy):
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Tensor], **_: object) -> Tensor:
         """The next chunk (B, C, A) in physical units, inside the card's limits; counts as executed."""
-        observation = self._observation(batch)
+        self.history = self.history.add(self._seen(batch))
+        actions = self._chunk(batch)
+        self.history = self.history.missed(actions.shape[1] - 1)
+        return actions
+
+    @torch.no_grad()
+    def select_action(self, batch: dict[str, Tensor], **_: object) -> Tensor:
+        """The next action (B, A)."""
+        self.history = self.history.add(self._seen(batch))
+        if not self.queue:
+            self.queue.extend(self._chunk(batch).unbind(dim=1))
+        return self.queue.popleft()
+
+    def _chunk(self, batch: dict[str, Tensor]) -> Tensor:
+        now, *earlier = (self._observation(moment) for moment in self.history.earlier((0, *self.policy.history)))
+        observation = self._told(replace(now, earlier=tuple(earlier)), batch.get("task") or "")
         if self.memory is None:
             seed = self.config.seed + self.episode
             self.memory = self.policy.start([seed + 1000 * index for index in range(len(observation.proprio))])
@@ -81,15 +100,8 @@ class UwmPolicy(PreTrainedPolicy):
         self.memory = self.policy.done(self.memory, actions)
         return actions
 
-    @torch.no_grad()
-    def select_action(self, batch: dict[str, Tensor], **_: object) -> Tensor:
-        """The next action (B, A)."""
-        if not self.queue:
-            self.queue.extend(self.predict_action_chunk(batch).unbind(dim=1))
-        return self.queue.popleft()
-
-    def _observation(self, batch: dict[str, Tensor]) -> Observation:
-        """What the model sees; cameras that are not there are absent to it. ValueError for another size of image."""
+    def _seen(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the model looks at; cameras that are not there are absent to it. ValueError for another size of image."""
         side = self.model.config.autoencoder.image_size
         images = {name: batch[f"{OBS_IMAGES}.{name}"] for name in self.model.config.cameras if f"{OBS_IMAGES}.{name}" in batch}
         for name, image in images.items():
@@ -97,4 +109,19 @@ class UwmPolicy(PreTrainedPolicy):
                 raise ValueError(f"camera {name!r} must be (B, 3, {side}, {side}) as in training, got {tuple(image.shape)}: resize it")
         if OBS_STATE not in batch:
             raise ValueError(f"{OBS_STATE} is missing; the batch has {sorted(batch)}")
-        return Observation(images, batch[OBS_STATE].float())
+        return {**images, OBS_STATE: batch[OBS_STATE].float()}
+
+    def _observation(self, moment: dict[str, Tensor]) -> Observation:
+        """A moment of the history for the model; of one at which nothing was seen all is absent."""
+        images = {name: value for name, value in moment.items() if name != OBS_STATE}
+        if OBS_STATE in moment:
+            return Observation(images, moment[OBS_STATE])
+        nothing = torch.zeros_like(self.history.seen[-1][OBS_STATE])
+        return Observation(images, nothing, {"proprio": torch.zeros(len(nothing), dtype=torch.bool)})
+
+    def _told(self, observation: Observation, task: str | Sequence[str]) -> Observation:
+        """With the instruction that LeRobot gives as "task", one for all robots or one each; a model without language does not hear it."""
+        if not self.model.hears:
+            return observation
+        instruction, there = self.model.words([task] * len(observation.proprio) if isinstance(task, str) else task)
+        return replace(observation, instruction=instruction, present={**observation.present, "instruction": there})
