@@ -57,6 +57,7 @@ STUDENTS = CONSISTENCY, PROGRESSIVE = "consistency", "progressive"
 DISTILLED = {"PushT": 3000, "Lift": 400, "PickPlaceCan": 400, "NutAssemblySquare": 400}  # steps of each student
 RATE = 5e-4  # of the students: they begin with what their teacher knows
 NEAR, ONE_CALL = 0.03, 0.05  # of successes (or scores) that may be lost to the reference
+SEVERAL = 3  # worlds of which a mean is judged
 
 
 def run(quick: bool, out: Path | None, only: Sequence[str] = ()) -> Result:
@@ -71,7 +72,7 @@ def run(quick: bool, out: Path | None, only: Sequence[str] = ()) -> Result:
         figures[world] = {name: {**runs[0], "latency_ms": latency[name]} for name, runs in found.items()}
     figures = beside(figures, only, out, PARTS)
     gates = [each for world, found in figures.items() for each in judged(world, found, not quick)]
-    gates += judged_together(figures, not quick and set(figures) == set(PARTS))
+    gates += judged_together(figures, not quick and len(figures) >= SEVERAL)
     return Result(CLAIM, gates, range(FIRST_SEED, FIRST_SEED + max(SEEDS.values())), figures)
 
 
@@ -199,7 +200,7 @@ def judged_together(worlds: dict, enough: bool) -> list[Gate]:
     for arm in ("DP, few calls", "DP, warm", ONE_STEP):
         mean: Callable[[str], float] = lambda name: float(np.mean([_outcomes(found, name).mean() for found in worlds.values()]))  # noqa: E731
         told = f"{arm}, {mean(arm):.3f}"
-        gates.append(Gate(f"mean of the worlds: SDP ahead of {arm}", mean("SDP") - mean(arm), ">", 0.0, enough, told))
+        gates.append(Gate(f"mean of {len(worlds)} worlds: SDP ahead of {arm}", mean("SDP") - mean(arm), ">", 0.0, enough, told))
     return gates
 
 

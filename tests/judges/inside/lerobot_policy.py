@@ -1,7 +1,7 @@
 """Drive a policy of an installed plug-in by LeRobot's own means alone: found, made, loaded, run between its processors.
 
-Asked: {"site": where the plug-in is installed, "type", "folder": a folder for --policy.path or a checkpoint, "made": that the
-command of the plug-in wrote, "observations": folder with (T, ...) arrays by LeRobot's keys, images uint8 (T, H, W, 3), "task", "other": what to do, "out"}.
+Asked: {"site": where the plug-in is installed, "type", "folder": a folder for --policy.path or a checkpoint, "observations": folder
+with (T, ...) arrays by LeRobot's keys, images uint8 (T, H, W, 3), "task", "other": what to do, "out"}.
 Arrays in `out`: actions (T, A) through the loaded folder, again (T, A) after reset, chunk (1, C, A), other (T, A) told so.
 """
 
