@@ -13,12 +13,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 import traceback
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import connection, reduction
 from typing import Protocol
@@ -26,6 +25,7 @@ from typing import Protocol
 import numpy as np
 
 from uwm_data.errors import StoreError
+from uwm_data.processes import deaf_to_interrupts
 from uwm_data.slots import Lease, Slot, aligned, mapped, size_of
 from uwm_data.windows import WindowBatch
 
@@ -56,7 +56,7 @@ class Loader:
         self._asked: deque[_Worker] = deque()
         self._closed = False
         try:
-            with _deaf_to_interrupts():
+            with deaf_to_interrupts():
                 self._workers = [_Worker(source) for _ in range(workers)]
             for _ in range(ahead):
                 for worker in self._workers:
@@ -197,16 +197,3 @@ def _read(source: BatchSource, numbers: np.ndarray, slot: Slot) -> tuple[WindowB
     if not slot.has_room(sum(aligned(values.nbytes) for values in arrays if slot.place_of(values) is None)):
         slot.grow(sum(aligned(values.nbytes) for values in arrays))
     return batch, {name: (slot.keep(values), values.shape, values.dtype.str) for name, values in batch.values.items()}
-
-
-@contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Processes started inside ignore Ctrl-C from their first instruction on; this one only while it starts them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

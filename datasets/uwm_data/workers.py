@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from uwm_data.errors import FormatError, StoreError
+from uwm_data.processes import deaf_to_interrupts
 
 _SPAWN = get_context("spawn")
 _PATIENCE_S = 5.0
@@ -101,7 +102,7 @@ class _Worker:
     def __init__(self, task: Callable[[int], Any], what: str):
         self.pipe, theirs = _SPAWN.Pipe()
         self.process = _SPAWN.Process(target=_work, args=(theirs, task, what), daemon=True)
-        with _deaf_to_interrupts():
+        with deaf_to_interrupts():
             self.process.start()
         theirs.close()  # so that a dead process is the end of the pipe
         self.item: int | None = None
@@ -207,16 +208,3 @@ def _portable(error: Exception) -> Exception:
     """The error itself if it is an expected one; a bug of any other class as its traceback."""
     is_expected = isinstance(error, StoreError | OSError | ImportError)
     return error if is_expected else RuntimeError(f"a worker process failed:\n{traceback.format_exc()}")
-
-
-@contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Processes started inside ignore Ctrl-C from their first instruction on: the parent alone answers it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
