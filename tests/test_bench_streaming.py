@@ -23,6 +23,7 @@ def test_cheap_chunked_policies_have_the_calls_of_streaming_and_the_reference_h_
     assert calls["SDP"] == calls["SDP, zero primer"] == calls["DP, few calls"] == pytest.approx(calls["DP, warm"]) == few
     assert calls["SDP, one call"] == calls["SDP, distilled, one call"] == calls[bench.ONE_STEP] == 1
     assert calls[bench.REFERENCE] / calls["SDP"] >= bench.CHUNKS[case.world]
+    assert {config.past for config in of.values()} == {0 if case == PUSHT else 2}, "all arms of a world are shown the same"
     assert [len(bench.seeds_of(case, of[name])) for name in ("SDP", "DP, DDPM 100")] == [bench.SEEDS[case.world], 50]
 
 

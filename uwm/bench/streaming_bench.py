@@ -51,6 +51,7 @@ EAGER = "DP, DDIM 16, one chunk sent"
 PUSHT = Path("runs/bench/streaming_pusht")
 CHUNKS = {"PushT": 3, "Lift": 6, "PickPlaceCan": 6, "NutAssemblySquare": 6, "Toy": 4}  # the ladders that the policies were trained on
 SENT = {"PickPlaceCan": 3, "NutAssemblySquare": 3}  # chunks of every plan that chunked arms send, where it is not one
+SHOWN = {"PushT": 0}  # executed actions that policies are shown, where it is not two: inertia (docs/log.md)
 SEEDS = {"PushT": 200, "Lift": 50, "PickPlaceCan": 50, "NutAssemblySquare": 50, "Toy": 2}
 LONG = 50  # rollouts at most of arms with 100 rows
 STUDENTS = CONSISTENCY, PROGRESSIVE = "consistency", "progressive"
@@ -120,10 +121,10 @@ def student_of(case: Case, kind: str) -> Case:
 
 def arms(case: Case, consistent: Case, progressive: Case) -> dict[str, tuple[Case, PolicyConfig]]:
     """{arm: whose weights, its policy}: the chunked ones over the whole trained horizon, the streaming ones over its ladder."""
-    held, sent = CHUNKS[case.world], SENT.get(case.world, 1)
+    held, sent, past = CHUNKS[case.world], SENT.get(case.world, 1), SHOWN.get(case.world, 2)
     few = -(-ROWS * sent // held)
-    chunked = lambda rows, **more: PolicyConfig("chunked", rows, case.chunk * sent, case.whole // sent, **more)  # noqa: E731
-    streaming = lambda rows, **more: PolicyConfig("streaming", rows, case.chunk, held, **more)  # noqa: E731
+    chunked = lambda rows, **more: PolicyConfig("chunked", rows, case.chunk * sent, case.whole // sent, past, **more)  # noqa: E731
+    streaming = lambda rows, **more: PolicyConfig("streaming", rows, case.chunk, held, past, **more)  # noqa: E731
     own = {
         "DP, DDPM 100": chunked(100, step="ancestral"), REFERENCE: chunked(16), "DP, DDIM 10": chunked(10),
         "DP, few calls": chunked(few), "DP, warm": chunked(ROWS, warm=few / ROWS),
@@ -134,7 +135,7 @@ def arms(case: Case, consistent: Case, progressive: Case) -> dict[str, tuple[Cas
         ONE_STEP: (consistent, chunked(1, step="consistency")), "DP, distilled, 3 calls": (consistent, chunked(3, step="consistency")),
         "SDP, distilled, one call": (progressive, streaming(held)),
     }  # fmt: skip
-    own |= {EAGER: PolicyConfig("chunked", 16, case.chunk, case.whole)} if sent > 1 else {}
+    own |= {EAGER: PolicyConfig("chunked", 16, case.chunk, case.whole, past)} if sent > 1 else {}
     return {arm: (case, policy) for arm, policy in own.items()} | distilled
 
 
