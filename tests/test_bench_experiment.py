@@ -1,6 +1,9 @@
 """Experiments: arms see the same seeds, a stopped one goes on, and three seeds give an interval."""
 
 import os
+import subprocess
+import sys
+import time
 from functools import partial
 
 import pytest
@@ -51,6 +54,45 @@ def test_a_run_that_fails_leaves_nothing_behind_and_the_rest_is_kept(tmp_path):
     with pytest.raises(RuntimeError, match="power cut"):
         experiment.run_arms("x", {"ours": fails}, (0, 1), {}, tmp_path)
     assert len(list((tmp_path / "x").iterdir())) == 1
+
+
+WORKERS = """
+import sys, time
+from uwm.bench import experiment
+from uwm.robot import collect
+
+def work():
+    print("at work", flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    ways = {"bench": lambda: experiment.side_by_side({0: work, 1: work}, 2), "collection": lambda: collect.collect(work, [0, 1], 2)}
+    list(ways[sys.argv[1]]())
+"""
+
+
+@pytest.mark.parametrize("way", ["bench", "collection"])
+def test_workers_of_a_process_that_is_killed_end_too(tmp_path, way):
+    script = tmp_path / "killed.py"
+    script.write_text(WORKERS)
+    parent = subprocess.Popen([sys.executable, script, way], stdout=subprocess.PIPE, text=True)
+    assert [parent.stdout.readline() for _ in range(2)] == ["at work\n"] * 2
+    parent.kill()
+    assert parent.communicate(timeout=30)[0] == "", "the pipe is at its end when the last worker is gone"
+
+
+def test_what_waits_is_not_begun_after_an_error(tmp_path):
+    begun = partial(noted_and_failing, tmp_path)
+    with pytest.raises(RuntimeError, match="power cut"):
+        list(experiment.side_by_side({place: partial(begun, place) for place in range(40)}, 2))
+    assert len(list(tmp_path.iterdir())) < 20, "a pool takes some jobs ahead of time, and no more"
+
+
+def noted_and_failing(folder, place):
+    (folder / str(place)).touch()
+    if place == 0:
+        raise RuntimeError("power cut")
+    time.sleep(0.2)
 
 
 def test_three_seeds_give_a_mean_with_students_interval_and_two_are_too_few():

@@ -27,7 +27,7 @@ from uwm.robot import evaluate as evaluation
 from uwm.robot.collect import Episode
 from uwm.robot.collect import collect as run_collection
 from uwm.robot.policy import Policy, PolicyConfig
-from uwm.robot.processes import deaf_to_interrupts
+from uwm.robot.processes import deaf_to_interrupts, end_with_parent
 from uwm.runs import CollectRun, EvalRun, SizeConfig, TrainRun, WorldConfig
 from uwm.training import held_out, load_model
 from uwm.training import train as run_training
@@ -199,6 +199,7 @@ def _make_ready(run: EvalRun) -> tuple[Any, Policy]:
 
 
 def _enter_worker(run: EvalRun) -> None:
+    end_with_parent()
     torch.set_num_threads(1)
     env, policy = _make_ready(run)
     _worker.update(env=env, policy=policy, camera=_camera(run), instruction=run.instruction)

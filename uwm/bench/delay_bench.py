@@ -12,9 +12,8 @@ action), and success is not judged.
 """
 
 import math
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import gymnasium
@@ -176,14 +175,11 @@ def lift() -> Case:
 
 
 def study(case: Case, chosen: list[Cell], seeds: list[int], workers: int) -> dict:
-    """{cell: its figures}; a cell is one task of a pool and is kept in `KEPT`, or, with one worker, is run here."""
-    if workers == 1:
-        return {cell.name: measure(case, cell, seeds) for cell in chosen}
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        tasks = {cell.name: pool.submit(kept, case, cell, seeds[: cell.rollouts]) for cell in chosen}
-        for task in tqdm(as_completed(tasks.values()), case.world, len(tasks), unit="cell"):
-            task.result()  # what failed is told at once
-        return {name: task.result() for name, task in tasks.items()}
+    """{cell: its figures}; those of several workers are kept in `KEPT`."""
+    own = measure if workers == 1 else kept
+    jobs = {cell.name: partial(own, case, cell, seeds[: cell.rollouts]) for cell in chosen}
+    done = dict(tqdm(experiment.side_by_side(jobs, workers), case.world, len(jobs), unit="cell"))
+    return {cell.name: done[cell.name] for cell in chosen}
 
 
 def kept(case: Case, cell: Cell, seeds: list[int]) -> dict:

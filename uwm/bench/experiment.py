@@ -10,7 +10,7 @@ import inspect
 import json
 import math
 import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from uwm.bench.gates import Gate
+from uwm.robot.processes import end_with_parent
 from uwm_data.durable import replace_file
 
 SEEDS = (0, 1, 2)
@@ -47,21 +48,29 @@ def run_arms(
     """
     told = {arm: key([arm, settings, _source(run)]) for arm, run in arms.items()}
     todo = {(arm, seed): partial(_run, arms[arm], seed, _file(folder, name, arm, told[arm], seed)) for seed in seeds for arm in arms}
-    bar = tqdm(total=len(todo), desc=name, unit="run")
-    if workers == 1:
-        done = {}
-        for which, run in todo.items():
-            done[which] = run()
-            bar.update()
-    else:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-            tasks = {pool.submit(run): which for which, run in todo.items()}
-            done = {}
-            for task in as_completed(tasks):
-                done[tasks[task]] = task.result()
-                bar.update()
-    bar.close()
+    done = dict(tqdm(side_by_side(todo, workers), name, len(todo), unit="run"))
     return {arm: [done[arm, seed] for seed in seeds] for arm in arms}
+
+
+def side_by_side(jobs: Mapping[Hashable, Callable[[], dict]], workers: int) -> Iterator[tuple[Hashable, dict]]:
+    """(which, its figures) of each job as it is done, in processes of one thread each; with one worker in this process.
+
+    After an error, or Ctrl-C, which the processes hear too, what still waits is not begun.
+    """
+    if workers == 1:
+        yield from ((which, job()) for which, job in jobs.items())
+        return
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _enter_worker)
+    try:
+        tasks = {pool.submit(job): which for which, job in jobs.items()}
+        yield from ((tasks[task], task.result()) for task in as_completed(tasks))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _enter_worker() -> None:
+    end_with_parent()
+    torch.set_num_threads(1)
 
 
 def where(quick: bool) -> tuple[Path | None, int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from uwm.robot.processes import deaf_to_interrupts
+from uwm.robot.processes import deaf_to_interrupts, end_with_parent
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ def _take(results: Any, processes: list, waiting: dict[int, Episode]) -> None:
 
 
 def _work(make: Callable[[], tuple[Any, Any]], seeds: list[int], results: Any) -> None:
+    end_with_parent()
     try:
         env, expert = make()
         for seed in seeds:

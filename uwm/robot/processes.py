@@ -1,5 +1,7 @@
-"""Worker processes and Ctrl-C: the parent alone answers it, so that one line is printed and not a traceback per process."""
+"""Worker processes: the parent alone answers Ctrl-C, so that one line is printed and not a traceback per process; and they end with it."""
 
+import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -17,3 +19,15 @@ def deaf_to_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def end_with_parent() -> None:
+    """In a worker process: it ends as soon as the one that started it is gone. A parent that is killed cannot tell its workers."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=wait, daemon=True).start()
