@@ -22,9 +22,9 @@ def test_cheap_chunked_policies_have_the_calls_of_streaming_and_the_reference_h_
     calls = calls_of_a_chunk(case, of)
     assert calls["SDP"] == calls["SDP, zero primer"] == calls["DP, few calls"] == pytest.approx(calls["DP, warm"]) == few
     assert calls["SDP, one call"] == calls["SDP, distilled, one call"] == calls[bench.ONE_STEP] == 1
-    assert calls[bench.REFERENCE] / calls["SDP"] >= bench.CHUNKS[case.world]
+    assert calls[bench.REFERENCE] / calls["SDP"] >= bench.WORLDS[case.world].held
     assert {config.past for config in of.values()} == {0 if case == PUSHT else 2}, "all arms of a world are shown the same"
-    assert [len(bench.seeds_of(case, of[name])) for name in ("SDP", "DP, DDPM 100")] == [bench.SEEDS[case.world], 50]
+    assert [len(bench.seeds_of(case, of[name])) for name in ("SDP", "DP, DDPM 100")] == [bench.WORLDS[case.world].seeds, 50]
 
 
 def calls_of_a_chunk(case, of):
@@ -44,7 +44,7 @@ def test_where_chunked_plans_are_kept_to_for_longer_cheap_ones_have_as_many_call
 def test_a_student_is_trained_once_from_the_cases_own_checkpoint(tmp_path, monkeypatch, kind, rows, calls):
     card = {"action": {"names": ["x", "y"]}, "proprio": {"names": ["a", "b", "c"]}, "rate_hz": 10.0}
     checkpoint = tiny.trained(tmp_path, card, 3)
-    monkeypatch.setattr(bench, "DISTILLED", {"Lift": 1})
+    monkeypatch.setitem(bench.WORLDS, "Lift", bench.World(distilled=1))
     case = Case("Lift", str(checkpoint), 1, 6, 6)
     student = bench.student_of(case, kind)
     _, about = load_model(student.checkpoint)

@@ -22,7 +22,7 @@ NutAssemblySquare, chunked arms send three chunks of every plan, and cheap ones 
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -49,16 +49,32 @@ CLAIM = "The rolling buffer acts as well as a chunked policy of 16 rows, in h ti
 ROWS, REFERENCE, ONE_STEP = 12, "DP, DDIM 16", "DP, distilled, 1 call"
 EAGER = "DP, DDIM 16, one chunk sent"
 PUSHT = Path("runs/bench/streaming_pusht")
-CHUNKS = {"PushT": 3, "Lift": 6, "PickPlaceCan": 6, "NutAssemblySquare": 6, "Toy": 4}  # the ladders that the policies were trained on
-SENT = {"PickPlaceCan": 3, "NutAssemblySquare": 3}  # chunks of every plan that chunked arms send, where it is not one
-SHOWN = {"PushT": 0}  # executed actions that policies are shown, where it is not two: inertia (docs/log.md)
-SEEDS = {"PushT": 200, "Lift": 50, "PickPlaceCan": 50, "NutAssemblySquare": 50, "Toy": 2}
 LONG = 50  # rollouts at most of arms with 100 rows
 STUDENTS = CONSISTENCY, PROGRESSIVE = "consistency", "progressive"
-DISTILLED = {"PushT": 3000, "Lift": 400, "PickPlaceCan": 400, "NutAssemblySquare": 400}  # steps of each student
 RATE = 5e-4  # of the students: they begin with what their teacher knows
 NEAR, ONE_CALL = 0.03, 0.05  # of successes (or scores) that may be lost to the reference
 SEVERAL = 3  # worlds of which a mean is judged
+
+
+@dataclass(frozen=True)
+class World:
+    """What differs between worlds.
+
+    `held`: chunks of the buffer, the ladder that the policy was trained on. `sent`: chunks of every plan that chunked arms send. `shown`:
+    executed actions that policies are shown (fewer is less inertia, docs/log.md). `distilled`: steps of each student.
+    """
+
+    held: int = 6
+    sent: int = 1
+    shown: int = 2
+    seeds: int = 50
+    distilled: int = 400
+
+
+WORLDS = {
+    "PushT": World(held=3, shown=0, seeds=200, distilled=3000), "Lift": World(), "PickPlaceCan": World(sent=3),
+    "NutAssemblySquare": World(sent=3), "Toy": World(held=4, seeds=2),
+}  # fmt: skip
 
 
 def run(quick: bool, out: Path | None, only: Sequence[str] = ()) -> Result:
@@ -74,22 +90,22 @@ def run(quick: bool, out: Path | None, only: Sequence[str] = ()) -> Result:
     figures = beside(figures, only, out, PARTS)
     gates = [each for world, found in figures.items() for each in judged(world, found, not quick)]
     gates += judged_together(figures, not quick and len(figures) >= SEVERAL)
-    return Result(CLAIM, gates, range(FIRST_SEED, FIRST_SEED + max(SEEDS.values())), figures)
+    return Result(CLAIM, gates, range(FIRST_SEED, FIRST_SEED + max(each.seeds for each in WORLDS.values())), figures)
 
 
 def pusht() -> Case:
     """Push-T from states: 2000 episodes of the planner, and a policy of as many plans from noise as buffers; made the first time."""
     base.made("datasets/make_pusht_state.py", *delay_bench.PUSHT_MADE, "--out", str(delay_bench.PUSHT_DATA))
-    patterns = (Pattern(0.5, "constant", "absent"), Pattern(0.5, "ladder", "absent", chunk=4, rungs=CHUNKS["PushT"]))
+    patterns = (Pattern(0.5, "constant", "absent"), Pattern(0.5, "ladder", "absent", chunk=4, rungs=WORLDS["PushT"].held))
     learned = TrainConfig(steps=11000, batch=96, precision="float32", objective=ObjectiveConfig(1, patterns=patterns))
     data, streams, size = str(delay_bench.PUSHT_DATA), delay_bench.PUSHT_STREAMS, delay_bench.pusht_size(())
     trained = train(TrainRun(data, str(PUSHT), streams=streams, logger="off", model=size, train=learned))
-    return Case("PushT", str(trained), chunk=4, buffer=CHUNKS["PushT"], whole=4, full=SUCCESS_COVERAGE)
+    return Case("PushT", str(trained), chunk=4, buffer=WORLDS["PushT"].held, whole=4, full=SUCCESS_COVERAGE)
 
 
 def seen(world: str, name: str, max_steps: int | None = None) -> Case:
     """A world of robosuite from two cameras, with its model of every mode (`base.UNIFIED`), made the first time."""
-    return Case(world, str(base.unified(name)), chunk=3, buffer=CHUNKS[world], whole=6, max_steps=max_steps)
+    return Case(world, str(base.unified(name)), chunk=3, buffer=WORLDS[world].held, whole=6, max_steps=max_steps)
 
 
 PARTS = {
@@ -104,15 +120,15 @@ def student_of(case: Case, kind: str) -> Case:
     """The case with a student of its checkpoint, trained the first time: of whole plans, or of the buffer and its primer."""
     if not case.checkpoint:
         return case
-    taught = from_mapping(TrainRun, load_model(case.checkpoint)[1]["config"], case.checkpoint)
+    own, taught = WORLDS[case.world], from_mapping(TrainRun, load_model(case.checkpoint)[1]["config"], case.checkpoint)
     whole = Pattern(0.25, "constant", "absent", state="absent")
     if kind == CONSISTENCY:
         patterns, distil = (whole,), DistilConfig(case.checkpoint, kind, rows=16, calls=4)
     else:
-        buffer = Pattern(0.75, "steady", "absent", chunk=case.chunk, rungs=CHUNKS[case.world], state="absent")
-        patterns, distil = (buffer, whole), DistilConfig(case.checkpoint, kind, ROWS, CHUNKS[case.world])
+        buffer = Pattern(0.75, "steady", "absent", chunk=case.chunk, rungs=own.held, state="absent")
+        patterns, distil = (buffer, whole), DistilConfig(case.checkpoint, kind, ROWS, own.held)
     learned = replace(
-        taught.train, steps=DISTILLED[case.world], objective=replace(taught.train.objective, patterns=patterns),
+        taught.train, steps=own.distilled, objective=replace(taught.train.objective, patterns=patterns),
         optim=replace(taught.train.optim, rate=RATE),
     )  # fmt: skip
     run = replace(taught, out=f"{taught.out}_{kind}", train=learned, distil=distil, init="", failures_teach=False)
@@ -121,7 +137,8 @@ def student_of(case: Case, kind: str) -> Case:
 
 def arms(case: Case, consistent: Case, progressive: Case) -> dict[str, tuple[Case, PolicyConfig]]:
     """{arm: whose weights, its policy}: the chunked ones over the whole trained horizon, the streaming ones over its ladder."""
-    held, sent, past = CHUNKS[case.world], SENT.get(case.world, 1), SHOWN.get(case.world, 2)
+    world = WORLDS[case.world]
+    held, sent, past = world.held, world.sent, world.shown
     few = -(-ROWS * sent // held)
     chunked = lambda rows, **more: PolicyConfig("chunked", rows, case.chunk * sent, case.whole // sent, past, **more)  # noqa: E731
     streaming = lambda rows, **more: PolicyConfig("streaming", rows, case.chunk, held, past, **more)  # noqa: E731
@@ -150,14 +167,14 @@ def with_frames(case: Case) -> dict[str, tuple[Case, PolicyConfig]]:
 
 def seeds_of(case: Case, config: PolicyConfig) -> list[int]:
     """Seeds of an arm: all, or the first of them for one with many rows."""
-    count = SEEDS[case.world] if config.rows < 100 else min(SEEDS[case.world], LONG)
-    return list(range(FIRST_SEED, FIRST_SEED + count))
+    count = WORLDS[case.world].seeds
+    return list(range(FIRST_SEED, FIRST_SEED + (count if config.rows < 100 else min(count, LONG))))
 
 
 def _told(case: Case, chosen: dict[str, tuple[Case, PolicyConfig]]) -> list:
     """What figures depend on beside the arm: weights, world, policies."""
     weights = sorted({base.weights_of(own.checkpoint) for own, _ in chosen.values() if own.checkpoint})
-    return [weights, asdict(case), {name: asdict(config) for name, (_, config) in chosen.items()}, SEEDS[case.world]]
+    return [weights, asdict(case), {name: asdict(config) for name, (_, config) in chosen.items()}, WORLDS[case.world].seeds]
 
 
 def measured(case: Case, policy: dict, seeds: list[int], _: int) -> dict:
@@ -182,7 +199,7 @@ def _policy(case: Case, config: PolicyConfig) -> Policy:
 
 def judged(world: str, found: dict, enough: bool) -> list[Gate]:
     """Streaming against the reference in one world, seed by seed. What counts is the score where there is one, else success."""
-    held, what, gates = CHUNKS[world] // SENT.get(world, 1), "score" if world == "PushT" else "success", []
+    held, what, gates = WORLDS[world].held // WORLDS[world].sent, "score" if world == "PushT" else "success", []
     for arm in ("SDP", "SDP, zero primer", "SDP, one call", "SDP, distilled, one call"):
         is_one_call = arm.endswith("one call")
         limit = ONE_CALL if is_one_call else NEAR
