@@ -61,12 +61,15 @@ def test_calls_and_levels_of_every_tick_are_the_plan_s(rows, chunks, chunk):
         assert int(buffer.tick) == tick + 1
 
 
-def test_the_denoise_primer_costs_the_rows_once_and_the_zero_primer_nothing():
-    for primer, extra in (("denoise", 12), ("zero", 0)):
-        ladder = Ladder(12, 2, 3, primer=primer)
+def test_the_denoise_primer_costs_the_rows_once_or_what_it_is_told_and_the_zero_primer_nothing():
+    for primer, told, extra in (("denoise", 0, 12), ("denoise", 5, 5), ("denoise", 24, 24), ("zero", 0, 0)):
+        ladder = Ladder(12, 2, 3, primer=primer, primer_rows=told)
+        assert ladder.primer_calls == extra
         buffer, _, first = act(roll.empty(ladder, [0], 1, DTYPE), ladder)
         assert len(first) == extra + 4 and not bool(buffer.fresh.any())
         assert len(act(buffer, ladder)[2]) == 4
+    with pytest.raises(ValueError, match="belongs to the primer 'denoise'"):
+        Ladder(12, 2, 3, primer="zero", primer_rows=4)
 
 
 def test_a_fresh_buffer_is_primed_to_the_ladder_around_its_mean():

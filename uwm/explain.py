@@ -193,7 +193,8 @@ def _calls(policy: PolicyConfig) -> str:
     both = {kind: PolicyConfig(kind, policy.rows, policy.chunk, policy.chunks) for kind in ("streaming", "chunked")}
     each = [plans.streaming_calls(policy.rows, policy.chunks, tick) for tick in range(policy.chunks)]
     span = f"{min(each)}" if min(each) == max(each) else f"{min(each)} or {max(each)}"
-    primer = f"{policy.rows} once per episode" if policy.primer == "denoise" else "none"
+    filling = policy.ladder.primer_calls
+    primer = f"{filling} once per episode" if filling else "none"
     rows = [
         ("policy", "rows from noise to clean", "calls per chunk", "calls per action", "calls to fill a fresh buffer"),
         *([("streaming", policy.rows, span, f"{calls_per_action(both['streaming']):.3g}", primer)] if policy.kind == "streaming" else []),

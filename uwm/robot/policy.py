@@ -40,8 +40,8 @@ LIMIT = 6.0  # normalised actions are clipped at this many spreads
 class PolicyConfig:
     """`kind` "streaming" or "chunked"; rows from noise to clean; actions sent per tick; chunks held; past actions given.
 
-    `primer`, `loose`, `shape`: see `uwm.sample.roll.Ladder`. `warm`, of the chunked kind: every plan but the first begins from the
-    one before, noised to this level, and takes this share of the rows; 1: from noise.
+    `primer`, `primer_rows`, `loose`, `shape`: see `uwm.sample.roll.Ladder`. `warm`, of the chunked kind: every plan but the first
+    begins from the one before, noised to this level, and takes this share of the rows; 1: from noise.
 
     `frames`: the frame at the end of every chunk is denoised with it (of a model without video: what will be felt). What comes out is
     compared with what is seen then; in the streaming kind a `surprise` of s takes the buffer back by s * `revise` of its rows (at most
@@ -73,6 +73,7 @@ class PolicyConfig:
     foresee: bool = False
     marginal: bool = False
     cameras: tuple[str, ...] = ()
+    primer_rows: int = 0
 
     def __post_init__(self):
         if self.revise < 0 or not self.usual or not min(self.usual) > 0 or (self.revise and not (self.frames and self.kind == "streaming")):
@@ -90,7 +91,7 @@ class PolicyConfig:
 
     @property
     def ladder(self) -> roll.Ladder:
-        return roll.Ladder(self.rows, self.chunk, self.chunks, self.past, self.primer, self.loose, self.shape)
+        return roll.Ladder(self.rows, self.chunk, self.chunks, self.past, self.primer, self.loose, self.shape, primer_rows=self.primer_rows)
 
 
 @dataclass(frozen=True)

@@ -51,12 +51,12 @@ PRIMERS = ("denoise", "zero", "constant")
 class Ladder:
     """How the buffer is run: `rows` calls from noise to clean, `chunk` actions sent per tick, `chunks` chunks held.
 
-    `past` executed actions are kept as given tokens (0 or more). `primer` fills a fresh buffer: "denoise" samples the
-    whole horizon once (`rows` calls) and noises it back to the ladder; "zero" noises the mean action, "constant" the last executed
-    one or the one that holds the robot still (SDP sec. IV-D; no calls). `loose` is the level at which committed actions are shown:
-    0 as they are; above, what follows leans less on them and more on what is seen. `shape`: level = (calls left / rows)^shape;
-    above 1 the first actions are nearly finished earlier, 1 is SDP's ladder. Train with the rule `ladder(shape)`. `seen`: tokens of
-    what will be seen at the end of a chunk, which stand behind its actions; train with the rule `along`.
+    `past` executed actions are kept as given tokens (0 or more). `primer` fills a fresh buffer: "denoise" samples the whole horizon
+    once (`primer_rows` calls; 0: `rows`) and noises it back to the ladder; "zero" noises the mean action, "constant" the last executed
+    one or the one that holds the robot still (SDP sec. IV-D; no calls). `loose` is the level at which committed actions are shown: 0 as
+    they are; above, what follows leans less on them and more on what is seen. `shape`: level = (calls left / rows)^shape; above 1 the
+    first actions are nearly finished earlier, 1 is SDP's ladder. Train with the rule `ladder(shape)`. `seen`: tokens of what will be
+    seen at the end of a chunk, which stand behind its actions; train with the rule `along`.
     """
 
     rows: int
@@ -67,6 +67,7 @@ class Ladder:
     loose: float = 0.0
     shape: float = 1.0
     seen: int = 0
+    primer_rows: int = 0
 
     def __post_init__(self):
         if self.seen < 0 or (self.seen and self.primer == "constant"):
@@ -81,10 +82,17 @@ class Ladder:
             raise ValueError(f"rows, chunk and chunks must be >= 1 and past >= 0, got {self}")
         if self.primer not in PRIMERS:
             raise ValueError(f"primer must be one of {PRIMERS}, got {self.primer!r}")
+        if self.primer_rows < 0 or (self.primer_rows and self.primer != "denoise"):
+            raise ValueError(f"primer_rows is >= 0 and belongs to the primer 'denoise', got {self}")
 
     @property
     def horizon(self) -> int:
         return self.chunk * self.chunks
+
+    @property
+    def primer_calls(self) -> int:
+        """Calls that fill a fresh buffer."""
+        return (self.primer_rows or self.rows) if self.primer == "denoise" else 0
 
     @property
     def unit(self) -> int:
@@ -339,9 +347,9 @@ def _prime(buffer: Buffer, ladder: Ladder, denoise: Denoise, path: GaussianPath,
     clean = torch.zeros_like(buffer.future)
     if ladder.primer == "constant":
         clean = buffer.past[:, -1:].expand_as(clean)
-    if ladder.primer == "denoise":
+    if calls := ladder.primer_calls:
         row, given = _row(replace(buffer, future=noise), committed)
-        falling = torch.arange(ladder.rows, -1, -1) / ladder.rows
+        falling = torch.arange(calls, -1, -1) / calls
         level = falling[:, None, None].expand(-1, len(noise), shape[0])
         # A buffer that is not fresh stands still meanwhile: equal levels in every row.
         level = torch.where(buffer.fresh[None, :, None], level, 0.0)
