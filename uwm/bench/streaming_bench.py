@@ -7,7 +7,7 @@
 | DP, warm | from the plan before, noised to where as many calls begin | 12 / h |
 | SDP, as published | 100 ancestral rows, zero primer (Høeg et al. 2024) | 100 / h |
 | SDP | 12 rows, h chunks in the buffer | 12 / h |
-| SDP, zero primer | the same, begun without the 12 calls that fill the buffer | 12 / h |
+| SDP, zero primer | the same, begun without the calls that fill the buffer | 12 / h |
 | SDP, one call | h rows | 1 |
 | DP, distilled | a student of whole plans (Consistency Policy, Prasad et al. 2024) | 1 / 3 |
 | SDP, distilled | a student of the buffer, whose call is worth its teacher's 12 / h (progressive distillation, Salimans & Ho 2022) | 1 |
@@ -61,19 +61,21 @@ class World:
     """What differs between worlds.
 
     `held`: chunks of the buffer, the ladder that the policy was trained on. `sent`: chunks of every plan that chunked arms send. `shown`:
-    executed actions that policies are shown (fewer is less inertia, docs/log.md). `distilled`: steps of each student.
+    executed actions that policies are shown (fewer is less inertia, docs/log.md). `primer_rows`: calls that fill a fresh buffer of 12 rows,
+    0: 12 (four do, docs/log.md). `distilled`: steps of each student.
     """
 
     held: int = 6
     sent: int = 1
     shown: int = 2
+    primer_rows: int = 0
     seeds: int = 50
     distilled: int = 400
 
 
 WORLDS = {
     "PushT": World(held=3, shown=0, seeds=200, distilled=3000), "Lift": World(), "PickPlaceCan": World(sent=3),
-    "NutAssemblySquare": World(sent=3), "Toy": World(held=4, seeds=2),
+    "NutAssemblySquare": World(sent=3, primer_rows=4), "Toy": World(held=4, seeds=2),
 }  # fmt: skip
 
 
@@ -145,7 +147,7 @@ def arms(case: Case, consistent: Case, progressive: Case) -> dict[str, tuple[Cas
     own = {
         "DP, DDPM 100": chunked(100, step="ancestral"), REFERENCE: chunked(16), "DP, DDIM 10": chunked(10),
         "DP, few calls": chunked(few), "DP, warm": chunked(ROWS, warm=few / ROWS),
-        "SDP, as published": streaming(100, step="ancestral", primer="zero"), "SDP": streaming(ROWS),
+        "SDP, as published": streaming(100, step="ancestral", primer="zero"), "SDP": streaming(ROWS, primer_rows=world.primer_rows),
         "SDP, zero primer": streaming(ROWS, primer="zero"), "SDP, one call": streaming(held),
     }  # fmt: skip
     distilled = {
