@@ -75,11 +75,16 @@ def figures(**outcomes):
 def test_gates_follow_the_figures():
     cheap = {"DP, few calls": 40, "DP, warm": 41, bench.ONE_STEP: 44}
     assert [gate.verdict for gate in bench.judged("Lift", figures(), True)] == [HOLDS] * 6
-    assert [gate.verdict for gate in bench.judged_together({"Lift": figures(**cheap)}, True)] == [HOLDS] * 3
+    assert [gate.verdict for gate in bench.judged_together(dict.fromkeys("abc", figures(**cheap)), True)] == [HOLDS] * 3
     assert [gate.verdict for gate in bench.judged("Lift", figures(SDP=43), True)] == [HOLDS, FAILS, *[HOLDS] * 4]
     assert [gate.verdict for gate in bench.judged("Lift", figures(**{"SDP, one call": 42}), True)] == [*[HOLDS] * 4, FAILS, HOLDS]
-    assert [gate.verdict for gate in bench.judged_together({"Lift": figures()}, True)] == [FAILS] * 3, "as good is not better"
+    assert [gate.verdict for gate in bench.judged_together(dict.fromkeys("abc", figures()), True)] == [FAILS] * 3, "as good is not better"
+    assert {gate.verdict for gate in bench.judged_together(dict.fromkeys("ab", figures()), True)} == {NOT_JUDGED}
     assert {gate.verdict for gate in bench.judged("Lift", figures(), False)} == {NOT_JUDGED}
+    lost = dict.fromkeys(figures(), 3)
+    assert {gate.verdict for gate in bench.judged("Lift", figures(**lost), True)} == {NOT_JUDGED}, "nobody can do the task"
+    together = bench.judged_together({**dict.fromkeys("abc", figures(**cheap)), "d": figures(**lost)}, True)
+    assert together == bench.judged_together(dict.fromkeys("abc", figures(**cheap)), True)
     assert ">= 2" in [gate.to_json()["gate"] for gate in bench.judged("PickPlaceCan", figures(), True)]
     assert "score lost" in bench.judged("PushT", figures(), True)[1].name
 
