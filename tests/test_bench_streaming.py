@@ -83,6 +83,7 @@ def test_gates_follow_the_figures():
     assert {gate.verdict for gate in bench.judged("Lift", figures(), False)} == {NOT_JUDGED}
     lost = dict.fromkeys(figures(), 3)
     assert {gate.verdict for gate in bench.judged("Lift", figures(**lost), True)} == {NOT_JUDGED}, "nobody can do the task"
+    assert {gate.verdict for gate in bench.judged_together(dict.fromkeys("abc", figures(**lost)), True)} == {NOT_JUDGED}
     together = bench.judged_together({**dict.fromkeys("abc", figures(**cheap)), "d": figures(**lost)}, True)
     assert together == bench.judged_together(dict.fromkeys("abc", figures(**cheap)), True)
     assert ">= 2" in [gate.to_json()["gate"] for gate in bench.judged("PickPlaceCan", figures(), True)]

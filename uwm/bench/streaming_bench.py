@@ -218,8 +218,8 @@ def judged(world: str, found: dict, enough: bool) -> list[Gate]:
 
 def judged_together(worlds: dict, enough: bool) -> list[Gate]:
     """Streaming against chunked policies of as many calls, on the mean over the worlds in which the reference can act."""
-    worlds, gates = {world: found for world, found in worlds.items() if able(found)} or worlds, []
-    enough = enough and len(worlds) >= SEVERAL
+    judgeable, gates = {world: found for world, found in worlds.items() if able(found)}, []
+    enough, worlds = enough and len(judgeable) >= SEVERAL, judgeable or worlds
     for arm in ("DP, few calls", "DP, warm", ONE_STEP):
         mean: Callable[[str], float] = lambda name: float(np.mean([_outcomes(found, name).mean() for found in worlds.values()]))  # noqa: E731
         told = f"{arm}, {mean(arm):.3f}"
