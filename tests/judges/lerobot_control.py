@@ -24,6 +24,7 @@ JUDGE = "lerobot-0.4.4"
 TICKS = 7  # two chunks of three, and the first action of a third
 TASK, OTHER = "push the disc", "go to the target"
 LOW, HIGH = [-0.5, -1.0], [0.5, 0.25]
+SET = {"rows": 4, "primer_rows": 2, "step": "ancestral", "shape": 1.5}  # of the buffer, none as by itself
 
 
 def installed(project, site):
@@ -77,7 +78,7 @@ def seen():
 
 def ours(checkpoint, arrays, seed, task=TASK):
     """Actions (T, A) of our own loop on the same observations, one chunk per three ticks."""
-    policy = Policy(load_model(checkpoint)[0], PolicyConfig(rows=4, chunk=3, chunks=2, past=2))
+    policy = Policy(load_model(checkpoint)[0], PolicyConfig(chunk=3, chunks=2, past=2, **SET))
     memory, history, actions = policy.start([seed]), History.reaching(policy.history), []
     for tick in range(TICKS):
         now = {key: values[tick] for key, values in arrays.items()}
@@ -104,7 +105,7 @@ def driven(site, checkpoint, tmp_path_factory):
     told = json.loads((folder / "made" / "config.json").read_text())
     assert told["type"] == "uwm" and told["checkpoint"] == "", "the folder may be moved"
     assert (told["chunk"], told["chunks"]) == (3, 2), "the tiny model was trained on eight ticks"
-    told |= {"rows": 4}
+    told |= SET
     (folder / "made" / "config.json").write_text(json.dumps(told))
     keys = {"proprio": "observation.state", **{name: f"observation.images.{name}" for name in tiny.CAMERAS}}
     given = judging.save(folder / "seen", {keys[name]: values for name, values in seen().items()})

@@ -1,6 +1,6 @@
 """What LeRobot knows of the policy before it is loaded: where its checkpoint is, how its buffer runs, what it sees and gives."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
@@ -28,6 +28,10 @@ class UwmConfig(PreTrainedConfig):
     chunks: int = 6
     past: int = 2
     primer: str = "denoise"
+    primer_rows: int = 0
+    step: str = "ddim"
+    shape: float = 1.0
+    warm: float = 1.0
     seed: int = 0
 
     def __post_init__(self):
@@ -46,7 +50,7 @@ class UwmConfig(PreTrainedConfig):
     @property
     def policy(self) -> PolicyConfig:
         """The same settings in uwm's words."""
-        return PolicyConfig(self.kind, self.rows, self.chunk, self.chunks, self.past, self.primer)
+        return PolicyConfig(**{each.name: getattr(self, each.name) for each in fields(PolicyConfig) if hasattr(self, each.name)})
 
     def validate_features(self) -> None:
         """ValueError unless the checkpoint is there to tell them."""
