@@ -62,21 +62,21 @@ class World:
     """What differs between worlds.
 
     `held`: chunks of the buffer, the ladder that the policy was trained on. `sent`: chunks of every plan that chunked arms send. `shown`:
-    executed actions that policies are shown (fewer is less inertia, docs/log.md). `primer_rows`: calls that fill a fresh buffer of 12 rows,
-    0: 12 (four do, docs/log.md). `distilled`: steps of each student.
+    executed actions that policies are shown (fewer is less inertia, docs/log.md). `primer_rows`: calls that fill a fresh buffer of 12 rows
+    (four do as well as twelve, docs/log.md). `distilled`: steps of each student.
     """
 
     held: int = 6
     sent: int = 1
     shown: int = 2
-    primer_rows: int = 0
+    primer_rows: int = 4
     seeds: int = 50
     distilled: int = 400
 
 
 WORLDS = {
-    "PushT": World(held=3, shown=0, seeds=200, distilled=3000), "Lift": World(), "PickPlaceCan": World(sent=3),
-    "NutAssemblySquare": World(sent=3, primer_rows=4), "Toy": World(held=4, seeds=2),
+    "PushT": World(held=3, shown=0, primer_rows=ROWS, seeds=200, distilled=3000), "Lift": World(), "PickPlaceCan": World(sent=3),
+    "NutAssemblySquare": World(sent=3), "Toy": World(held=4, seeds=2),
 }  # fmt: skip
 
 
