@@ -42,6 +42,7 @@ def test_the_store_was_recorded_in_the_world_of_today(store):
 
 def test_play_goes_on_where_it_stopped_pushes_the_block_about_and_counts_as_failed(tmp_path):
     command = [sys.executable, str(PLACE.parent / "make_pusht_state.py"), "--episodes", "0", "--out", str(tmp_path / "play")]
+    command += ["--image-size", "32"]
     for count in ("1", "3"):
         subprocess.run([*command, "--played", count], check=True, capture_output=True, timeout=120)
     played = EpisodeStore.open(tmp_path / "play")
@@ -49,6 +50,8 @@ def test_play_goes_on_where_it_stopped_pushes_the_block_about_and_counts_as_fail
     states = [played.read(index, "state") for index in played.episodes]
     assert max(np.linalg.norm(each[-1, 2:4] - each[0, 2:4]) for each in states) > 0.03
     assert all(len(np.unique(played.read(index, "action"), axis=0)) > 8 for index in played.episodes), "a new target now and then"
+    frames = played.read(0, "agentview")
+    assert frames.shape == (len(states[0]), 32, 32, 3) and (frames[0] != frames[-1]).any(), "the camera sees it, too"
 
 
 @pytest.mark.parametrize("index", [0, 1, 99])
