@@ -18,13 +18,18 @@ LIFT, PUSHT, TOY = Case("Lift", "", 3, 3, 6), Case("PushT", "", 4, 3, 5, full=0.
 
 @pytest.mark.parametrize(("case", "few"), [(LIFT, 2), (PUSHT, 4)])
 def test_cheap_chunked_policies_have_the_calls_of_streaming_and_the_reference_h_times_as_many(case, few):
-    of = {name: config for name, (_, config) in bench.arms(case, case, case).items()}
+    world = bench.WORLDS[case.world]
+    of = {name: config for name, (_, config) in bench.arms(world, case, case, case).items()}
     calls = calls_of_a_chunk(case, of)
     assert calls["SDP"] == calls["SDP, zero primer"] == calls["DP, few calls"] == pytest.approx(calls["DP, warm"]) == few
     assert calls["SDP, one call"] == calls["SDP, distilled, one call"] == calls[bench.ONE_STEP] == 1
-    assert calls[bench.REFERENCE] / calls["SDP"] >= bench.WORLDS[case.world].held
+    assert calls[bench.REFERENCE] / calls["SDP"] >= world.held
     assert {config.past for config in of.values()} == {0 if case == PUSHT else 2}, "all arms of a world are shown the same"
-    assert [len(bench.seeds_of(case, of[name])) for name in ("SDP", "DP, DDPM 100")] == [bench.WORLDS[case.world].seeds, 50]
+    assert [len(bench.seeds_of(world, of[name])) for name in ("SDP", "DP, DDPM 100")] == [world.seeds, 50]
+
+
+def lift_arms():
+    return bench.arms(bench.WORLDS["Lift"], LIFT, LIFT, LIFT)
 
 
 def calls_of_a_chunk(case, of):
@@ -32,26 +37,25 @@ def calls_of_a_chunk(case, of):
 
 
 def test_where_chunked_plans_are_kept_to_for_longer_cheap_ones_have_as_many_calls_an_action():
-    of = {name: config for name, (_, config) in bench.arms(CAN, CAN, CAN).items()}
+    of = {name: config for name, (_, config) in bench.arms(bench.WORLDS["PickPlaceCan"], CAN, CAN, CAN).items()}
     calls = calls_of_a_chunk(CAN, of)
     assert calls["SDP"] == calls["DP, few calls"] == pytest.approx(calls["DP, warm"]) == 2
     assert (of[bench.REFERENCE].chunk, of[bench.EAGER].chunk, of["SDP"].chunk) == (9, 3, 3)
-    assert calls[bench.EAGER] == 16 and bench.EAGER not in bench.arms(LIFT, LIFT, LIFT)
+    assert calls[bench.EAGER] == 16 and bench.EAGER not in lift_arms()
     assert {config.chunk * config.chunks for config in of.values()} == {18}
 
 
 @pytest.mark.parametrize(("kind", "rows", "calls"), [(bench.CONSISTENCY, 16, 4), (bench.PROGRESSIVE, 12, 6)])
-def test_a_student_is_trained_once_from_the_cases_own_checkpoint(tmp_path, monkeypatch, kind, rows, calls):
+def test_a_student_is_trained_once_from_the_cases_own_checkpoint(tmp_path, kind, rows, calls):
     card = {"action": {"names": ["x", "y"]}, "proprio": {"names": ["a", "b", "c"]}, "rate_hz": 10.0}
     checkpoint = tiny.trained(tmp_path, card, 3)
-    monkeypatch.setitem(bench.WORLDS, "Lift", bench.World(distilled=1))
-    case = Case("Lift", str(checkpoint), 1, 6, 6)
-    student = bench.student_of(case, kind)
+    world, case = bench.World(distilled=1), Case("Lift", str(checkpoint), 1, 6, 6)
+    student = bench.student_of(world, case, kind)
     _, about = load_model(student.checkpoint)
     assert about["config"]["distil"] == {"teacher": str(checkpoint), "kind": kind, "rows": rows, "calls": calls} and about["step"] == 1
-    assert bench.student_of(case, kind) == student and bench.student_of(TOY, kind) == TOY
+    assert bench.student_of(world, case, kind) == student and bench.student_of(world, TOY, kind) == TOY
     both = [student if each == kind else case for each in bench.STUDENTS]
-    acting = {name for name, (own, _) in bench.arms(case, *both).items() if own == student}
+    acting = {name for name, (own, _) in bench.arms(world, case, *both).items() if own == student}
     whole = {bench.ONE_STEP, "DP, distilled, 3 calls"}
     assert acting == (whole if kind == bench.CONSISTENCY else {"SDP, distilled, one call"})
 
@@ -61,13 +65,13 @@ def test_actions_and_frames_stand_in_one_buffer_where_there_is_such_a_model(monk
     monkeypatch.setattr(bench.revision_bench, "calm", lambda case, count: {"usual": [0.25]} if case.checkpoint == "both" else {})
     ((name, (own, config)),) = bench.with_frames(replace(LIFT, checkpoint="acts")).items()
     assert own == replace(LIFT, checkpoint="both") and (config.frames, config.revise, config.usual) == (True, 1.0, (0.25,))
-    assert config.chunk * config.chunks == 18 and not bench.with_frames(PUSHT) and name not in bench.arms(LIFT, LIFT, LIFT)
+    assert config.chunk * config.chunks == 18 and not bench.with_frames(PUSHT) and name not in lift_arms()
 
 
 def figures(**outcomes):
     """Fifty outcomes an arm, 45 of them 1 unless told otherwise."""
     calls = {bench.REFERENCE: 5.3, "SDP": 0.67, "SDP, zero primer": 0.67}
-    names = bench.arms(LIFT, LIFT, LIFT)
+    names = lift_arms()
     told = lambda name: outcomes.get(name, 45)  # noqa: E731
     return {name: {"outcomes": [1.0] * told(name) + [0.0] * (50 - told(name)), "calls_per_action": calls.get(name, 1.0)} for name in names}
 
@@ -93,6 +97,6 @@ def test_gates_follow_the_figures():
 @pytest.mark.parametrize("name", [bench.REFERENCE, "DP, warm", "SDP", bench.ONE_STEP])
 def test_a_cell_measures_the_toy_world(name):
     with unchecked_shapes():
-        found = bench.measured(TOY, asdict(bench.arms(TOY, TOY, TOY)[name][1]), [0, 1], 0)
+        found = bench.measured(TOY, asdict(bench.arms(bench.WORLDS["Toy"], TOY, TOY, TOY)[name][1]), [0, 1], 0)
     assert found["rollouts"] == len(found["outcomes"]) == 2 and found["mean_ticks"] <= 8
     assert found["calls_per_action"] > 0 and found["jump_inside"] >= 0 and found["jump_border"] > 0

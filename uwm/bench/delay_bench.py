@@ -231,8 +231,8 @@ class Best(gymnasium.Wrapper):
 
 
 def world(case: Case, model: RobotModel) -> Best:
-    """The world of a case as its model sees it."""
-    own = {"proprio": "state"} if case.world == "PushT" else {"image_size": model.config.autoencoder.image_size}
+    """The world of a case as its model sees it: through cameras, or, without them, as what it feels."""
+    own = {"image_size": model.config.autoencoder.image_size} if model.config.cameras else {"proprio": "state"}
     return Best(uwm_envs.make(case.world, cameras=model.config.cameras, max_steps=case.max_steps, **own))
 
 

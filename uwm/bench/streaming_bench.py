@@ -83,15 +83,15 @@ WORLDS = {
 def run(quick: bool, out: Path | None, only: Sequence[str] = ()) -> Result:
     """All arms in all worlds on the same seeds; a quick run drives the toy world with random weights and judges calls only."""
     figures = {}
-    for world in ("Toy",) if quick else only or PARTS:
-        case = Case("Toy", "", 2, 2, 4, max_steps=24) if quick else PARTS[world]()
-        chosen = arms(case, *(student_of(case, kind) for kind in STUDENTS)) | with_frames(case)
-        measuring = {name: partial(measured, own, asdict(config), seeds_of(own, config)) for name, (own, config) in chosen.items()}
-        found = experiment.run_arms(f"streaming-{case.world}", measuring, (0,), _told(case, chosen), *experiment.where(quick))
-        latency = {name: policy_latency(_policy(own, config), repeats=30) for name, (own, config) in chosen.items()}
-        figures[world] = {name: {**runs[0], "latency_ms": latency[name]} for name, runs in found.items()}
+    for name in ("Toy",) if quick else only or PARTS:
+        case, world = Case("Toy", "", 2, 2, 4, max_steps=24) if quick else PARTS[name](), WORLDS[name]
+        chosen = arms(world, case, *(student_of(world, case, kind) for kind in STUDENTS)) | with_frames(case)
+        measuring = {arm: partial(measured, own, asdict(config), seeds_of(world, config)) for arm, (own, config) in chosen.items()}
+        found = experiment.run_arms(f"streaming-{name}", measuring, (0,), _told(world, case, chosen), *experiment.where(quick))
+        latency = {arm: policy_latency(_policy(own, config), repeats=30) for arm, (own, config) in chosen.items()}
+        figures[name] = {arm: {**runs[0], "latency_ms": latency[arm]} for arm, runs in found.items()}
     figures = beside(figures, only, out, PARTS)
-    gates = [each for world, found in figures.items() for each in judged(world, found, not quick)]
+    gates = [each for name, found in figures.items() for each in judged(name, found, not quick)]
     gates += judged_together(figures, not quick)
     return Result(CLAIM, gates, range(FIRST_SEED, FIRST_SEED + max(each.seeds for each in WORLDS.values())), figures)
 
@@ -119,28 +119,27 @@ PARTS = {
 }
 
 
-def student_of(case: Case, kind: str) -> Case:
+def student_of(world: World, case: Case, kind: str) -> Case:
     """The case with a student of its checkpoint, trained the first time: of whole plans, or of the buffer and its primer."""
     if not case.checkpoint:
         return case
-    own, taught = WORLDS[case.world], from_mapping(TrainRun, load_model(case.checkpoint)[1]["config"], case.checkpoint)
+    taught = from_mapping(TrainRun, load_model(case.checkpoint)[1]["config"], case.checkpoint)
     whole = Pattern(0.25, "constant", "absent", state="absent")
     if kind == CONSISTENCY:
         patterns, distil = (whole,), DistilConfig(case.checkpoint, kind, rows=16, calls=4)
     else:
-        buffer = Pattern(0.75, "steady", "absent", chunk=case.chunk, rungs=own.held, state="absent")
-        patterns, distil = (buffer, whole), DistilConfig(case.checkpoint, kind, ROWS, own.held)
+        buffer = Pattern(0.75, "steady", "absent", chunk=case.chunk, rungs=world.held, state="absent")
+        patterns, distil = (buffer, whole), DistilConfig(case.checkpoint, kind, ROWS, world.held)
     learned = replace(
-        taught.train, steps=own.distilled, objective=replace(taught.train.objective, patterns=patterns),
+        taught.train, steps=world.distilled, objective=replace(taught.train.objective, patterns=patterns),
         optim=replace(taught.train.optim, rate=RATE),
     )  # fmt: skip
     run = replace(taught, out=f"{taught.out}_{kind}", train=learned, distil=distil, init="", failures_teach=False)
     return replace(case, checkpoint=str(train(run)))
 
 
-def arms(case: Case, consistent: Case, progressive: Case) -> dict[str, tuple[Case, PolicyConfig]]:
+def arms(world: World, case: Case, consistent: Case, progressive: Case) -> dict[str, tuple[Case, PolicyConfig]]:
     """{arm: whose weights, its policy}: the chunked ones over the whole trained horizon, the streaming ones over its ladder."""
-    world = WORLDS[case.world]
     held, sent, past = world.held, world.sent, world.shown
     few = -(-ROWS * sent // held)
     chunked = lambda rows, **more: PolicyConfig("chunked", rows, case.chunk * sent, case.whole // sent, past, **more)  # noqa: E731
@@ -168,16 +167,15 @@ def with_frames(case: Case) -> dict[str, tuple[Case, PolicyConfig]]:
     return {"streaming UWM": (replace(case, checkpoint=own.checkpoint), own.policy(frames=True, revise=1.0, usual=usual))}
 
 
-def seeds_of(case: Case, config: PolicyConfig) -> list[int]:
+def seeds_of(world: World, config: PolicyConfig) -> list[int]:
     """Seeds of an arm: all, or the first of them for one with many rows."""
-    count = WORLDS[case.world].seeds
-    return list(range(FIRST_SEED, FIRST_SEED + (count if config.rows < 100 else min(count, LONG))))
+    return list(range(FIRST_SEED, FIRST_SEED + (world.seeds if config.rows < 100 else min(world.seeds, LONG))))
 
 
-def _told(case: Case, chosen: dict[str, tuple[Case, PolicyConfig]]) -> list:
+def _told(world: World, case: Case, chosen: dict[str, tuple[Case, PolicyConfig]]) -> list:
     """What figures depend on beside the arm: weights, world, policies."""
     weights = sorted({base.weights_of(own.checkpoint) for own, _ in chosen.values() if own.checkpoint})
-    return [weights, asdict(case), {name: asdict(config) for name, (_, config) in chosen.items()}, WORLDS[case.world].seeds]
+    return [weights, asdict(case), {name: asdict(config) for name, (_, config) in chosen.items()}, world.seeds]
 
 
 def measured(case: Case, policy: dict, seeds: list[int], _: int) -> dict:
@@ -200,19 +198,19 @@ def _policy(case: Case, config: PolicyConfig) -> Policy:
     return Policy(load_model(case.checkpoint)[0] if case.checkpoint else delay_bench.random_model(), config)
 
 
-def judged(world: str, found: dict, enough: bool) -> list[Gate]:
+def judged(name: str, found: dict, enough: bool) -> list[Gate]:
     """Streaming against the reference in one world, seed by seed. What counts is the score where there is one, else success."""
-    held, what, gates = WORLDS[world].held // WORLDS[world].sent, "score" if world == "PushT" else "success", []
+    held, what, gates = WORLDS[name].held // WORLDS[name].sent, "score" if name.startswith("PushT") else "success", []
     enough = enough and able(found)
     for arm in ("SDP", "SDP, zero primer", "SDP, one call", "SDP, distilled, one call"):
         is_one_call = arm.endswith("one call")
         limit = ONE_CALL if is_one_call else NEAR
         if not is_one_call:
             fewer = found[REFERENCE]["calls_per_action"] / found[arm]["calls_per_action"]
-            gates.append(Gate(f"{world}: calls, {REFERENCE} / {arm}", fewer, ">=", held, enough, f"its buffer holds {held} such sendings"))
+            gates.append(Gate(f"{name}: calls, {REFERENCE} / {arm}", fewer, ">=", held, enough, f"its buffer holds {held} such sendings"))
         lost, interval = experiment.paired(_outcomes(found, REFERENCE) - _outcomes(found, arm))
         baseline = f"{REFERENCE}, {_outcomes(found, REFERENCE).mean():.3f}"
-        gates.append(Gate(f"{world}: {what} lost by {arm}", lost, "<=", limit, enough, baseline, interval))
+        gates.append(Gate(f"{name}: {what} lost by {arm}", lost, "<=", limit, enough, baseline, interval))
     return gates
 
 
