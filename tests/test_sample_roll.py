@@ -12,6 +12,7 @@ from uwm.core import plans, roles
 from uwm.core.streams import Stream
 from uwm.noise.gaussian import corrupt
 from uwm.sample import roll, steps
+from uwm.sample.loop import sample
 from uwm.sample.roll import Buffer, Ladder
 
 COSINE = PATHS["cosine"]
@@ -266,6 +267,39 @@ def test_batched_equals_single(rule):
             single[index], own, _ = act(single[index], ladder, rule)
             assert torch.allclose(sent[[index]], own, rtol=0, atol=1e-10)
     assert torch.equal(together.randomness.count, torch.cat([buffer.randomness.count for buffer in single]))
+
+
+@pytest.mark.parametrize("rule", [steps.ddim(), steps.heun, steps.euler], ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rows", [4, 8, 12])
+def test_a_chunk_comes_down_the_ladder_as_it_would_in_one_go(rule, rows):
+    """Where no token looks at another."""
+    for sent, begun in comes_down(rows, rule):
+        level = torch.linspace(1, 0, rows + 1, dtype=DTYPE)[:, None].expand(-1, 2)
+        assert torch.allclose(sent, sample(apart, COSINE, begun, level, rule)[0], rtol=0, atol=1e-6)
+
+
+def test_a_rule_looks_back_within_a_tick_and_not_to_the_one_before():
+    """With one call a tick there is nothing to look back to; two calls are a first and a second one, every time."""
+    sent = {rows: [[part for part, _ in comes_down(rows, rule)] for rule in (steps.dpmpp_2m, steps.ddim())] for rows in (4, 8)}
+    assert all(torch.equal(*both) for both in zip(*sent[4], strict=True))
+    assert not any(torch.equal(*both) for both in zip(*sent[8], strict=True))
+
+
+def apart(x, level):
+    """A denoiser to which every token is alone."""
+    return 0.8 * torch.tanh(x) * (1.2 - level[..., None] ** 2)
+
+
+def comes_down(rows, rule):
+    """(what a buffer of four chunks sends, the noise that it was when it joined)."""
+    ladder = Ladder(rows, chunk=2, chunks=4, past=1, primer="zero")
+    buffer, begun = roll.empty(ladder, [4, 5], 1, DTYPE), []
+    for tick in range(10):
+        buffer, sent = roll.tick(buffer, ladder, apart, COSINE, rule)
+        if tick >= ladder.chunks:
+            yield sent, begun[tick - ladder.chunks]
+        buffer = roll.roll(buffer, ladder, sent)
+        begun.append(buffer.future[:, -ladder.chunk :])
 
 
 @cache

@@ -14,7 +14,7 @@ from uwm.sample.denoise import denoiser
 from uwm.sample.loop import sample
 from uwm.sample.randomness import Randomness
 from uwm.sample.rollout import rollout
-from uwm.sample.steps import ddim
+from uwm.sample.steps import ddim, dpmpp_2m
 
 FRAMES = 6
 FRONT = Stream("front", "video", tuple(range(FRAMES)), 3, (1, 2), causal=True)
@@ -36,10 +36,11 @@ def frames(model, gap, horizon=4, given=2, rows=6, seeds=(1, 2), actions=None, w
     return list(rollout(model, {"front": front}, horizon, {"action": actions}, gap, rows, window, seeds, **options))
 
 
+@pytest.mark.parametrize("rule", [ddim(), dpmpp_2m], ids=lambda rule: rule.name)
 @pytest.mark.parametrize("gap", [0, 1, 2, 4, 6])
-def test_kept_frames_give_what_one_whole_row_gives(model, gap):
-    """The same plan as one row of all frames in every call, nothing kept."""
-    found = frames(model, gap)
+def test_kept_frames_give_what_one_whole_row_gives(model, gap, rule):
+    """The same plan as one row of all frames in every call, nothing kept; a rule that looks back does so from call to call."""
+    found = frames(model, gap, step=rule)
     layout = model.layout
     video = layout.mask("front")
     x = layout.pack({"front": torch.zeros(2, 12, 3), "action": seeded(2, 6, 2, seed=1)})
@@ -51,7 +52,7 @@ def test_kept_frames_give_what_one_whole_row_gives(model, gap):
     plan = staircase(4, 6, gap)
     level = torch.where(video & (layout.frame >= 2), spread(plan, (layout.frame - 2).clamp(min=0)), 0.0)
     with torch.no_grad():
-        whole, _ = sample(denoiser(model, roles.full(2, layout.tokens)), path("cosine"), x, level, ddim())
+        whole, _ = sample(denoiser(model, roles.full(2, layout.tokens)), path("cosine"), x, level, rule)
     whole = whole[:, layout.span("front"), :3]
     for frame in found:
         assert torch.allclose(frame.values["front"], whole[:, 2 * frame.number : 2 * frame.number + 2], atol=1e-4)

@@ -148,6 +148,14 @@ def test_the_denoiser_counts_its_calls_and_clips():
         assert torch.allclose(out, torch.full_like(out, 3.0))
 
 
+@pytest.mark.parametrize("rule", ["ddim", "heun", "dpmpp_2m"])
+def test_a_token_that_waits_on_its_way_goes_on_as_if_it_had_not(rule):
+    denoise, x = lambda x, level: torch.tanh(x) * (1.2 - level[..., None]), torch.ones(1, 1, 1, dtype=DTYPE)
+    straight, waiting = [1.0, 0.7, 0.4, 0.2, 0.0], [1.0, 0.7, 0.7, 0.4, 0.4, 0.4, 0.2, 0.0]
+    levels = [torch.tensor(each, dtype=DTYPE)[:, None] for each in (straight, waiting)]
+    assert torch.equal(*(sample(denoise, PATHS["cosine"], x, each, steps.rule(rule))[0] for each in levels))
+
+
 def test_on_row_sees_every_row():
     path, level = PATHS["rectified"], plans.staircase(2, 3, 1)
     seen = []

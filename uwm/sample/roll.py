@@ -224,6 +224,7 @@ def tick(
     `revised` (B,) in [0, 1]: the share of the rows, counted from the clean end, that is gone through again first: everything that is
     further than that is noised back to where they begin; 0 leaves the buffer as it is, 1 begins anew from noise.
     `committed` (B, D, A) normalised actions will be executed before the first chunk; D may differ from tick to tick.
+    A rule that looks back (dpmpp_2m) does so within a tick: what a new observation changes in an estimate is no slope (docs/log.md).
     `denoise(x, level)` sees [past, committed, future] as (B, P + D + H, A). In a batch, environments that need fewer calls
     than others wait with equal levels, which leaves their tokens bit for bit as they are.
     """

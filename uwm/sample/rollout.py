@@ -27,7 +27,7 @@ from uwm.core.shapes import Float
 from uwm.nn.backbone import Prefix
 from uwm.nn.stream_model import StreamModel
 from uwm.sample.denoise import denoiser
-from uwm.sample.loop import sample
+from uwm.sample.loop import walk
 from uwm.sample.randomness import Randomness
 from uwm.sample.steps import StepRule, ddim
 
@@ -86,6 +86,7 @@ def _walk(run: "_Run", given, conditions, plan: Tensor, first: int, window: int,
         flight |= run.move(flight, moving, level_from[[n - first for n in moving]], level_to[[n - first for n in moving]], step)
         for number in [n for n in moving if level_to[n - first] == 0]:
             done = flight.pop(number)
+            run.estimates.pop(number, None)
             if number + 1 < first + plan.shape[1]:
                 run.keep({number: done}, window)
             yield Frame(number, {name: done[name] for name in run.videos}, run.calls)
@@ -104,6 +105,7 @@ class _Run:
                 f"not causal are {loose}, registers {model.config.backbone.registers}"
             )
         self.randomness, self.prefix, self.calls = Randomness.seeded(seeds), None, 0
+        self.estimates: dict[int, tuple[Tensor, ...]] = {}
         self.batch = len(self.randomness.key)
 
     def frames_of(self, values: Mapping[str, Tensor], what: str) -> int:
@@ -165,11 +167,22 @@ class _Run:
         level = torch.stack([torch.where(video, row[frame], 0.0) for row in (level_from, level_to)])
         role = torch.where(video, roles.ACTIVE, roles.GIVEN).to(torch.int8).expand(self.batch, -1)
         denoise = denoiser(self.model, role, layout, self.prefix, self.limit)
-        x, self.randomness = sample(denoise, denoise.path, x, level, step, self.randomness)
+        own = {number: frame == place for place, number in enumerate(moving)}
+        x, carry, self.randomness = walk(denoise, denoise.path, x, level, step, self.randomness, self._carried(own, x, step))
+        self.estimates |= {number: tuple(each[:, there] for each in carry) for number, there in own.items()} if step.looks_back else {}
         self.calls += denoise.calls
         values = layout.unpack(x)
         return {number: {name: values[name].unflatten(1, (len(moving), -1))[:, place] for name in layout.names}
                 for place, number in enumerate(moving)}  # fmt: skip
+
+    def _carried(self, own: dict[int, Tensor], x: Tensor, step: StepRule) -> tuple[Tensor, Tensor] | None:
+        """What a rule that looks back carried out of the last calls for these frames, `own` {number: where it stands in x}."""
+        if not step.looks_back:
+            return None
+        clean, level = torch.zeros_like(x), x.new_zeros(x.shape[:2])
+        for number in own.keys() & self.estimates.keys():
+            clean[:, own[number]], level[:, own[number]] = self.estimates[number]
+        return clean, level
 
 
 def _check_window(model: StreamModel, plan: Tensor, window: int, first: int) -> None:

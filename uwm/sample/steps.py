@@ -9,8 +9,10 @@ levels per token. A token whose levels are equal comes back bit for bit: a finis
 | ancestral | 1 | 1 | DDPM's posterior (Ho et al. 2020, eq. 7) = ddim with eta 1 |
 | euler | 1 | 1 | the probability-flow ODE in level |
 | heun | 2 | 2 | Karras et al. 2022, algorithm 1 without churn |
-| dpmpp_2m | 2 | 1 | Lu et al. 2022 (DPM-Solver++), algorithm 2 |
+| dpmpp_2m | 2 | 1 | Lu et al. 2022 (DPM-Solver++), algorithm 2; looks back |
 | consistency | 1 | 1 | the clean estimate, noised afresh (Song et al. 2023, algorithm 1): for models distilled so |
+
+A rule that looks back carries (clean (B, N, S), level (B, N)): every token's last estimate and the level at which it was made, 0: none.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,11 +40,12 @@ class Moved(NamedTuple):
 
 @dataclass(frozen=True)
 class StepRule:
-    """A rule with a name and the network calls that it spends per row."""
+    """A rule with a name, the network calls that it spends per row, and whether it looks back at the row before."""
 
     name: str
     calls: int
     move: Callable[..., Moved]
+    looks_back: bool = False
 
     def __call__(self, denoise, path, x, level_from, level_to, carry=None, randomness=None) -> Moved:
         if level_from.shape != x.shape[:2] or level_to.shape != x.shape[:2]:
@@ -115,9 +118,12 @@ def _heun(denoise, path, x, level_from, level_to, carry, randomness):
 
 
 def _dpmpp_2m(denoise, path, x, level_from, level_to, carry, randomness):
-    clean = denoise(x, level_from)
-    used = clean if carry is None else clean + _extrapolation(path, level_from, level_to, carry[1]) * (clean - carry[0])
-    return Moved(_toward(path, x, used, level_from, level_to), (clean, level_from), randomness)
+    clean, moves = denoise(x, level_from), level_from != level_to
+    before, level_before = carry or (clean, torch.zeros_like(level_from))
+    used = clean + _extrapolation(path, level_from, level_to, level_before) * (clean - before)
+    # A token that waits for others keeps what it knew: waiting is no step.
+    carry = torch.where(moves[..., None], clean, before), torch.where(moves, level_from, level_before)
+    return Moved(_toward(path, x, used, level_from, level_to), carry, randomness)
 
 
 def _consistency(denoise, path, x, level_from, level_to, carry, randomness):
@@ -128,7 +134,7 @@ def _consistency(denoise, path, x, level_from, level_to, carry, randomness):
 
 
 def _extrapolation(path, level_from, level_to, level_before):
-    """h / (2 h_before) in log-SNR; 0 (first order) where either step touches an end or the token did not move."""
+    """h / (2 h_before) in log-SNR; 0 (first order) where either step touches an end, none went before or the token does not move."""
     step = log_ratio(path, level_to) - log_ratio(path, level_from)
     before = log_ratio(path, level_from) - log_ratio(path, level_before)
     usable = torch.isfinite(step) & torch.isfinite(before) & (before != 0) & (step != 0)
@@ -167,7 +173,7 @@ def _already(clean: Tensor, x: Tensor, level: Tensor) -> Tensor:
 
 euler = StepRule("euler", 1, _euler)
 heun = StepRule("heun", 2, _heun)
-dpmpp_2m = StepRule("dpmpp_2m", 1, _dpmpp_2m)
+dpmpp_2m = StepRule("dpmpp_2m", 1, _dpmpp_2m, looks_back=True)
 ancestral = ddim(1.0)
 consistency = StepRule("consistency", 1, _consistency)
 RULES: dict[str, StepRule] = {
