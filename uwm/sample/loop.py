@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
@@ -11,7 +10,7 @@ from uwm.core.shapes import Float
 from uwm.noise.gaussian import GaussianPath, corrupt
 from uwm.sample.denoise import Denoiser
 from uwm.sample.randomness import Randomness
-from uwm.sample.steps import Denoise, Moved, StepRule, ddim
+from uwm.sample.steps import Denoise, StepRule, ddim
 
 
 def sample(
@@ -28,31 +27,17 @@ def sample(
     `x` must already be at the levels of the first row: clean where given, pure noise at 1. `on_row(index, x)` sees
     every row, the first included. Reading a plan upwards inverts (deterministic rules only).
     """
-    moved = walk(denoise, path, x, level, step, randomness, on_row=on_row)
-    return moved.x, moved.randomness
-
-
-def walk(
-    denoise: Denoise,
-    path: GaussianPath,
-    x: Float[Tensor, "B N S"],
-    level: Float[Tensor, "K1 N"] | Float[Tensor, "K1 B N"],
-    step: StepRule,
-    randomness: Randomness | None = None,
-    carry: Any = None,
-    on_row: Callable[[int, Tensor], None] | None = None,
-) -> Moved:
-    """As `sample`, for plans that are walked bit by bit: with what the rule carries from one walk to the next."""
     if x.ndim != 3:
         raise ValueError(f"tokens must be (B, N, S), got {tuple(x.shape)}")
     rows = [per_token(checked(row)[None] if row.ndim == 1 else row, *x.shape[:2]) for row in level]
+    carry = None
     if on_row:
         on_row(0, x)
     for index, (level_from, level_to) in enumerate(itertools.pairwise(rows), start=1):
         x, carry, randomness = step(denoise, path, x, level_from.to(x), level_to.to(x), carry, randomness)
         if on_row:
             on_row(index, x)
-    return Moved(x, carry, randomness)
+    return x, randomness
 
 
 def start(

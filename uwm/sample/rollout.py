@@ -27,7 +27,6 @@ from uwm.core.shapes import Float
 from uwm.nn.backbone import Prefix
 from uwm.nn.stream_model import StreamModel
 from uwm.sample.denoise import denoiser
-from uwm.sample.loop import walk
 from uwm.sample.randomness import Randomness
 from uwm.sample.steps import StepRule, ddim
 
@@ -164,11 +163,11 @@ class _Run:
         layout, x = self._row({number: flight[number] for number in moving})
         frame = torch.bucketize(layout.frame.contiguous(), torch.tensor(moving))
         video = layout.mask(*self.videos)
-        level = torch.stack([torch.where(video, row[frame], 0.0) for row in (level_from, level_to)])
+        level = [torch.where(video, row[frame], 0.0).to(x).expand(self.batch, -1) for row in (level_from, level_to)]
         role = torch.where(video, roles.ACTIVE, roles.GIVEN).to(torch.int8).expand(self.batch, -1)
         denoise = denoiser(self.model, role, layout, self.prefix, self.limit)
         own = {number: frame == place for place, number in enumerate(moving)}
-        x, carry, self.randomness = walk(denoise, denoise.path, x, level, step, self.randomness, self._carried(own, x, step))
+        x, carry, self.randomness = step(denoise, denoise.path, x, *level, self._carried(own, x, step), self.randomness)
         self.estimates |= {number: tuple(each[:, there] for each in carry) for number, there in own.items()} if step.looks_back else {}
         self.calls += denoise.calls
         values = layout.unpack(x)
