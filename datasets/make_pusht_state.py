@@ -5,7 +5,7 @@
     python datasets/make_pusht_state.py --episodes 2000 --pushed-m 0.02 --workers 2 --out runs/pusht_pushed
 
     python datasets/make_pusht_state.py --episodes 2000 --pushed-m 0.02 --played 1000 --out runs/pusht_pushed     # and play
-    python datasets/make_pusht_state.py --episodes 2000 --pushed-m 0.02 --image-size 64 --out runs/pusht_seen     # and images
+    python datasets/make_pusht_state.py --episodes 2000 --pushed-m 0.02 --image-size 96 --out runs/pusht_seen     # and images
 
 Interrupted, it continues where it stopped. Episode i has seed FIRST_SEED + i; every second one carries action noise. With
 `--pushed-m` that noise is half as strong and every episode is pushed aside about once in thirty ticks.

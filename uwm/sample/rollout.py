@@ -167,16 +167,17 @@ class _Run:
         role = torch.where(video, roles.ACTIVE, roles.GIVEN).to(torch.int8).expand(self.batch, -1)
         denoise = denoiser(self.model, role, layout, self.prefix, self.limit)
         own = {number: frame == place for place, number in enumerate(moving)}
-        x, carry, self.randomness = step(denoise, denoise.path, x, *level, self._carried(own, x, step), self.randomness)
-        self.estimates |= {number: tuple(each[:, there] for each in carry) for number, there in own.items()} if step.looks_back else {}
+        x, carry, self.randomness = step(denoise, denoise.path, x, *level, self._carried(own, x), self.randomness)
+        if step.looks_back:
+            self.estimates |= {number: tuple(each[:, there] for each in carry) for number, there in own.items()}
         self.calls += denoise.calls
         values = layout.unpack(x)
         return {number: {name: values[name].unflatten(1, (len(moving), -1))[:, place] for name in layout.names}
                 for place, number in enumerate(moving)}  # fmt: skip
 
-    def _carried(self, own: dict[int, Tensor], x: Tensor, step: StepRule) -> tuple[Tensor, Tensor] | None:
-        """What a rule that looks back carried out of the last calls for these frames, `own` {number: where it stands in x}."""
-        if not step.looks_back:
+    def _carried(self, own: dict[int, Tensor], x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What a rule that looks back carried out of the last calls for these frames, `own` {number: where it stands in x}; else None."""
+        if not self.estimates:
             return None
         clean, level = torch.zeros_like(x), x.new_zeros(x.shape[:2])
         for number in own.keys() & self.estimates.keys():
