@@ -188,7 +188,7 @@ def test_a_policy_of_push_t_s_states_is_trained_on_the_committed_episodes_and_ac
     evaluated = ["eval", f"checkpoint={tmp_path / 'model'}", *POLICY, "rollouts=1", "workers=1", "world.max_steps=6"]
     assert cli.main([*evaluated, "world=pusht-state"]) == 0
     assert "proprio.names: trained with ['pusher_x', 'pusher_y', 'block_x'" in refusal(capfd, *evaluated, "world=pusht")
-    assert "only PushT can be felt as a whole" in refusal(capfd, *evaluated, "world=toy", "+world.proprio=state")
+    assert "Door can be felt as a whole (proprio: state), not Toy" in refusal(capfd, *evaluated, "world=toy", "+world.proprio=state")
 
 
 def test_actions_and_frames_in_one_buffer_are_trained_by_a_config_and_tell_what_is_usual(store, tmp_path, capfd):

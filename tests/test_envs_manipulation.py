@@ -75,6 +75,35 @@ def test_gymnasium_accepts_the_world(name):
     env.close()
 
 
+@pytest.mark.parametrize("name", uwm_envs.FELT)
+def test_the_whole_state_is_felt_behind_what_the_arm_feels_and_the_card_names_every_number(name):
+    env, blind = (uwm_envs.make(name, cameras=(), **more) for more in ({"proprio": "state"}, {}))
+    felt, arm = env.reset(seed=3)[0]["proprio"], blind.reset(seed=3)[0]["proprio"]
+    told = env.unwrapped.card["proprio"]
+    assert len(told["names"]) == len(told["units"]) == len(set(told["names"])) == len(felt) > len(arm)
+    assert env.observation_space["proprio"].contains(felt) and np.array_equal(felt[: len(arm)], arm)
+    action = env.action_space.sample()
+    moved = env.step(action)[0]["proprio"]
+    assert not np.array_equal(moved, felt) and np.array_equal(env.unwrapped.observe()["proprio"], moved)
+    env.close()
+    blind.close()
+
+
+def test_the_numbers_of_a_state_are_those_of_the_scene():
+    env = uwm_envs.make("NutAssemblySquare", cameras=(), proprio="state")
+    felt = dict(zip(env.unwrapped.card["proprio"]["names"], env.reset(seed=5)[0]["proprio"].tolist(), strict=True))
+    scene = env.unwrapped.privileged()
+    read = lambda *names: np.array([felt[name] for name in names])  # noqa: E731
+    assert np.allclose(read("handle_pos_x", "handle_pos_y", "handle_pos_z"), scene["handle_pos"], atol=1e-6)
+    away = read("gripper_to_nut_x", "gripper_to_nut_y", "gripper_to_nut_z")
+    assert np.allclose(away, scene["nut_pos"] - scene["eef_pos"], atol=1e-6)
+    turned = np.stack([read("nut_r00", "nut_r10", "nut_r20"), read("nut_r01", "nut_r11", "nut_r21")], axis=1)
+    assert np.allclose(turned, scene["nut_rot"][:, :2], atol=1e-6)
+    env.close()
+    with pytest.raises(ValueError, match="proprio must be one of"):
+        uwm_envs.make("Lift", cameras=(), proprio="everything")
+
+
 def test_an_episode_is_the_same_in_another_process_and_after_another_history(worlds):
     there = subprocess.run([sys.executable, "-c", _EPISODE, *TASKS], capture_output=True, text=True, check=True)
     for env in worlds.values():

@@ -41,8 +41,8 @@ def make_world(world: WorldConfig, **options):
     """The gymnasium env of a world config."""
     import uwm_envs
 
-    if world.proprio and world.name != "PushT":
-        raise ConfigError(f"only PushT can be felt as a whole (proprio: {world.proprio}), not {world.name}")
+    if world.proprio and world.name not in uwm_envs.FELT:
+        raise ConfigError(f"only {', '.join(uwm_envs.FELT)} can be felt as a whole (proprio: {world.proprio}), not {world.name}")
     told = {"max_steps": world.max_steps, "proprio": world.proprio}
     options |= {name: value for name, value in told.items() if value is not None}
     return uwm_envs.make(world.name, cameras=world.cameras, image_size=world.image_size, render=world.render, **options)
@@ -110,7 +110,7 @@ def _streams(card: dict) -> dict:
 
 
 def _refuse_other_world(have: dict, card: dict, path: Path) -> None:
-    wrong = [name for name in ("env", "robot", "cameras", "image_size", "render_profile") if have.get(name) != card[name]]
+    wrong = [name for name in ("env", "robot", "cameras", "image_size", "render_profile", "proprio_size") if have.get(name) != card[name]]
     if wrong:
         told = "; ".join(f"{name} is {have.get(name)!r} there and {card[name]!r} here" for name in wrong)
         raise ConfigError(f"{path} is a store of another world: {told}. Choose another `out`")

@@ -28,7 +28,7 @@ ROBOTS = ("simulated", "replay", "franka", "dds", "lerobot")
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """Which world, which cameras, how it is drawn; `proprio`: "state" for Push-T whose proprioception is the whole state."""
+    """Which world, which cameras, how it is drawn; `proprio`: "state" where the whole state is felt (`uwm_envs.FELT`)."""
 
     name: str = "Lift"
     cameras: tuple[str, ...] = ("agentview", "wrist")

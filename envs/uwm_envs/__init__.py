@@ -44,6 +44,7 @@ _WORLDS = {
 }
 
 NAMES = tuple(_WORLDS)
+FELT = ("PushT", *(name for name, (_, fixed, _) in _WORLDS.items() if fixed.get("task") == name))  # as a whole, with proprio="state"
 
 
 def _register() -> None:
@@ -66,7 +67,8 @@ def make(name: str, **options) -> gymnasium.Env:
     """Make a world by name.
 
     Options of the image worlds: `cameras` (tuple of names, () for none), `image_size` (pixels), `render`
-    ("fast" or "quality"), `max_steps` (ticks, None for the task's own limit). Raises ValueError for an unknown
+    ("fast" or "quality"), `max_steps` (ticks, None for the task's own limit); of those in `FELT` also
+    `proprio="state"`, for policies without a camera. Raises ValueError for an unknown
     name and ImportError, naming the extra to install, when the world's simulator is missing.
     """
     # gymnasium's passive checker would look at every step of every run; the test suite calls check_env instead.
@@ -86,4 +88,4 @@ def make_expert(name: str, noise: float = 0.0, strategy: str = "random"):
 
 _register()
 
-__all__ = ["NAMES", "make", "make_expert"]
+__all__ = ["FELT", "NAMES", "make", "make_expert"]

@@ -32,8 +32,10 @@ PROPRIO_NAMES = (
     *("eef_r00", "eef_r10", "eef_r20", "eef_r01", "eef_r11", "eef_r21"),
     *("finger_left", "finger_right"),
 )
-PROPRIO_UNITS = ("m (world)",) * 3 + ("rotation matrix entry, first two columns",) * 6 + ("m",) * 2
+PROPRIO_UNITS = ("m (world)",) * 3 + (tasks.ROTATION_UNIT,) * 6 + ("m",) * 2
 _PROPRIO_LIMIT = np.array([3.0] * 3 + [1.0] * 6 + [0.05] * 2, dtype=np.float32)
+_OBJECTS_LIMIT = 10.0  # of metres and radians: what falls off the table goes no further
+_FEELS = ("arm", "state")
 
 # What the arm's controller carries from tick to tick: its goal, and the posture it leans to (the episode's first).
 _ARM_MEMORY = ("goal_pos", "goal_ori", "initial_joint")
@@ -46,13 +48,19 @@ class Manipulation(gymnasium.Env):
 
     Observation: a dict with each camera as uint8 (image_size, image_size, 3), upright, and "proprio" as float32 (11,):
     gripper position (3, metres, world frame), the first two columns of its rotation matrix (6), finger joints (2, metres).
+    With `proprio="state"`, for policies without a camera, the task's objects follow there, as `card["proprio"]` names them.
     Action: float32 (7,) in [-1, 1], see CONVENTION. Reward 1.0 on success, else 0.0. Ends on success, is cut at
     `max_steps` ticks. Raises ValueError for an action that is not finite, out of range or of another shape.
     """
 
     metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": RATE_HZ}
 
-    def __init__(self, task, cameras=("agentview", "wrist"), image_size=64, render="fast", max_steps=None, render_mode=None):
+    def __init__(
+        self, task, cameras=("agentview", "wrist"), image_size=64, render="fast", max_steps=None, render_mode=None, proprio="arm"
+    ):
+        if proprio not in _FEELS:
+            raise ValueError(f"proprio must be one of {_FEELS}, got {proprio!r}")
+        self._feels_state = proprio == "state"
         self._task = task if isinstance(task, tasks.Task) else tasks.task_named(task)
         self._profile = profile_named(render)
         self._profile_name = render
@@ -65,6 +73,7 @@ class Manipulation(gymnasium.Env):
         self._engine = simulator.load_mujoco()
         self._check_cameras()
         self._tick = 0
+        self._proprio_limit = self._limit()
         self.action_space = spaces.Box(-1.0, 1.0, (len(ACTION_NAMES),), np.float32)
         self.observation_space = self._observation_space()
 
@@ -117,8 +126,12 @@ class Manipulation(gymnasium.Env):
     @property
     def card(self) -> dict:
         """What a store or checkpoint must know about this world; JSON-able."""
-        own = {"instruction": self._task.instruction, "max_steps": self._max_steps}
-        return card(self._task.name, self.cameras, self._image_size, self._profile_name) | own
+        told = card(self._task.name, self.cameras, self._image_size, self._profile_name)
+        if self._feels_state:
+            objects = self._objects()
+            units = [*PROPRIO_UNITS, *(unit for unit, _ in objects.values())]
+            told["proprio"] = {"names": [*PROPRIO_NAMES, *objects], "units": units}
+        return told | {"instruction": self._task.instruction, "max_steps": self._max_steps}
 
     # -- the whole state ----------------------------------------------------------------------------------------------
 
@@ -266,8 +279,17 @@ class Manipulation(gymnasium.Env):
         rotation = self.data.site_xmat[site].reshape(3, 3)
         fingers = self.data.qpos[self._finger_index] if len(self._finger_index) else np.zeros(2)  # a wiping tool has none
         values = (self.data.site_xpos[site], rotation[:, 0], rotation[:, 1], fingers)
+        objects = [number for _, number in self._objects().values()] if self._feels_state else []
         # Rounding can carry a cosine to 1 + 1e-16; the declared bounds are exact.
-        return np.clip(np.concatenate(values).astype(np.float32), -_PROPRIO_LIMIT, _PROPRIO_LIMIT)
+        return np.clip(np.concatenate([*values, objects]).astype(np.float32), -self._proprio_limit, self._proprio_limit)
+
+    def _objects(self) -> dict[str, tuple[str, float]]:
+        return tasks.as_numbers(self._task.objects(self._sim_env, self.data), self.data.site_xpos[self.gripper_site])
+
+    def _limit(self) -> np.ndarray:
+        objects = self._objects().values() if self._feels_state else ()
+        own = [1.0 if unit == tasks.ROTATION_UNIT else _OBJECTS_LIMIT for unit, _ in objects]
+        return np.concatenate([_PROPRIO_LIMIT, np.array(own, np.float32)])
 
     def frame(self, camera: str) -> np.ndarray:
         """One frame of any camera of the scene, listed in `cameras` or not: uint8 (image_size, image_size, 3), upright."""
@@ -278,7 +300,7 @@ class Manipulation(gymnasium.Env):
     def _observation_space(self) -> spaces.Dict:
         image = (self._image_size, self._image_size, 3)
         members = {camera: spaces.Box(0, 255, image, np.uint8) for camera in self.cameras}
-        members["proprio"] = spaces.Box(-_PROPRIO_LIMIT, _PROPRIO_LIMIT, dtype=np.float32)
+        members["proprio"] = spaces.Box(-self._proprio_limit, self._proprio_limit, dtype=np.float32)
         return spaces.Dict(members)
 
     def _check_cameras(self) -> None:

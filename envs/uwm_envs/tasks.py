@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+ROTATION_UNIT = "rotation matrix entry, first two columns"
+
 
 @dataclass(frozen=True)
 class Task:
@@ -23,6 +25,22 @@ class Task:
 
 def _pose(data, body: int, name: str) -> dict[str, np.ndarray]:
     return {f"{name}_pos": data.xpos[body].copy(), f"{name}_rot": data.xmat[body].reshape(3, 3).copy()}
+
+
+def as_numbers(objects: dict[str, np.ndarray], gripper_pos: np.ndarray) -> dict[str, tuple[str, float]]:
+    """{name: (unit, number)} of what `Task.objects` gives: places, how far they are from the gripper, rotations by two columns, angles."""
+    told = {}
+    for name, value in objects.items():
+        if name.endswith("_pos"):
+            told |= {f"{name}_{axis}": ("m (world)", number) for axis, number in zip("xyz", value, strict=True)}
+            away = f"gripper_to_{name.removesuffix('_pos')}"
+            told |= {f"{away}_{axis}": ("m", number) for axis, number in zip("xyz", value - gripper_pos, strict=True)}
+        elif name.endswith("_rot"):
+            entries = [(row, column) for column in (0, 1) for row in range(3)]
+            told |= {f"{name[:-3]}r{row}{column}": (ROTATION_UNIT, value[row, column]) for row, column in entries}
+        else:
+            told |= {f"{name}_{index}": ("rad", number) for index, number in enumerate(value)}
+    return told
 
 
 def _lift(sim_env, data):
