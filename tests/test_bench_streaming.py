@@ -45,6 +45,19 @@ def test_where_chunked_plans_are_kept_to_for_longer_cheap_ones_have_as_many_call
     assert {config.chunk * config.chunks for config in of.values()} == {18}
 
 
+@pytest.mark.parametrize("part", ["PushT", "PushT-images", "NutAssemblySquare"])
+def test_a_policy_that_is_made_for_this_bench_learns_the_plans_and_the_buffer_that_it_is_measured_with(part, monkeypatch):
+    made, trained = [], []
+    monkeypatch.setattr(bench.base, "made", lambda *command: made.append(" ".join(command)))
+    monkeypatch.setattr(bench, "train", lambda run: trained.append(run) or "there")
+    case, world = bench.PARTS[part](), bench.WORLDS[part]
+    assert case.checkpoint == "there" and trained[0].data in made[0]
+    whole, buffer = trained[0].train.objective.patterns
+    assert (whole.action, buffer.action) == ("constant", "ladder") and whole.weight == buffer.weight
+    assert (buffer.chunk, buffer.rungs) == (case.chunk, case.buffer) == (case.chunk, world.held)
+    assert trained[0].model.horizon == case.chunk * case.whole and set(bench.PARTS) | {"Toy"} == set(bench.WORLDS)
+
+
 @pytest.mark.parametrize(("kind", "rows", "calls"), [(bench.CONSISTENCY, 16, 4), (bench.PROGRESSIVE, 12, 6)])
 def test_a_student_is_trained_once_from_the_cases_own_checkpoint(tmp_path, kind, rows, calls):
     card = {"action": {"names": ["x", "y"]}, "proprio": {"names": ["a", "b", "c"]}, "rate_hz": 10.0}
