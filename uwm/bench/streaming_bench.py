@@ -81,7 +81,7 @@ class World:
 WORLDS = {
     "PushT": World(held=3, shown=0, primer_rows=ROWS, seeds=200, distilled=3000),
     "PushT-images": World(held=3, shown=0, primer_rows=ROWS, seeds=100), "Lift": World(), "PickPlaceCan": World(sent=3),
-    "NutAssemblySquare": World(sent=3, seeds=200, distilled=1500), "Toy": World(held=4, seeds=2),
+    "NutAssemblySquare": World(sent=3, shown=0, seeds=100, distilled=600), "Toy": World(held=4, seeds=2),
 }  # fmt: skip
 
 
